@@ -1,0 +1,215 @@
+"""A model directory, models/<name>: hyperparameters, vocabulary and weights, from files and back.
+
+    hparams.json                         the numbers that fix the model's shape
+    encoder.json, vocab.bpe              its vocabulary
+    checkpoint                           which weights to take: `model.ckpt` of the released models
+    model.ckpt.{index,data-*,meta}       the weights, a TensorFlow V2 checkpoint
+"""
+
+import collections
+import glob
+import json
+import os
+import re
+import shutil
+import types
+
+import encoder
+
+# TensorFlow is imported where it is needed: all that can be found out without it, is.
+
+HPARAMS = ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
+VOCABULARY = ('encoder.json', 'vocab.bpe')
+RELEASED = ('124M', '355M', '774M', '1558M')
+
+# An opened model: its directory, its hyperparameters, and its Encoder.
+Model = collections.namedtuple('Model', 'directory hparams encoder')
+
+
+class ModelError(Exception):
+    """A model directory that cannot be used; one line that says which file, and what to do."""
+
+
+# From files
+
+def open_model(model_name, models_dir, weights=True):
+    """Opens a model directory and checks all that can be checked without TensorFlow.
+
+    Args:
+      weights: whether there must be weights too.
+
+    Returns:
+      A Model.
+
+    Raises:
+      ModelError: the directory or a file is missing, or a file is not what it should be.
+    """
+    directory = os.path.join(models_dir, model_name)
+    if not os.path.isdir(directory):
+        raise ModelError(no_model(model_name, models_dir))
+    hparams = read_hparams(os.path.join(directory, 'hparams.json'))
+    try:
+        vocabulary = encoder.get_encoder(model_name, models_dir)
+    except (OSError, ValueError) as error:
+        raise ModelError(one_line(error))
+    if len(vocabulary.encoder) != hparams.n_vocab:
+        raise ModelError('%s has %d entries, but n_vocab in hparams.json is %d: they belong to '
+                         'different models' % (os.path.join(directory, 'encoder.json'),
+                                               len(vocabulary.encoder), hparams.n_vocab))
+    if weights:
+        check_weights_size(weights_prefix(directory), hparams)
+    return Model(directory, hparams, vocabulary)
+
+
+def no_model(model_name, models_dir):
+    """Says that a model is not there, which ones are, and how to get one."""
+    names = sorted(os.path.basename(os.path.dirname(path)) for path in
+                   glob.glob(os.path.join(glob.escape(models_dir), '*', 'hparams.json')))
+    return ('there is no model %s in %s, only: %s; download a released one with: '
+            'python3 download_model.py %s'
+            % (model_name, models_dir, ', '.join(names) or 'none',
+               model_name if model_name in RELEASED else RELEASED[0]))
+
+
+def one_line(error):
+    """Returns the message of an error as one line."""
+    if isinstance(error, OSError) and error.filename:
+        return '%s: %s; download the model again' % (error.filename, error.strerror)
+    return ' '.join(str(error).split())
+
+
+def read_hparams(path):
+    """Returns the hyperparameters in a file, an object with an int of each name.
+
+    Raises:
+      ModelError: the file is missing or malformed, or its numbers make no model.
+    """
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            hparams = json.load(file)
+    except OSError as error:
+        raise ModelError(one_line(error))
+    except ValueError:
+        raise ModelError('%s is not JSON; download the model again' % path)
+    if not isinstance(hparams, dict):
+        raise ModelError('%s is not a JSON object; download the model again' % path)
+    for name in HPARAMS:
+        if name not in hparams:
+            raise ModelError('%s lacks %s; download the model again' % (path, name))
+        if type(hparams[name]) is not int or hparams[name] < 1:
+            raise ModelError('%s: %s must be a whole number above 0, not %s; correct the file'
+                             % (path, name, json.dumps(hparams[name])))
+    if hparams['n_embd'] % hparams['n_head']:
+        raise ModelError('%s: n_embd, %d, must be a multiple of n_head, %d; correct the file'
+                         % (path, hparams['n_embd'], hparams['n_head']))
+    return types.SimpleNamespace(**hparams)
+
+
+def weights_prefix(directory):
+    """Returns the path of the weights, without its endings, that the state file names.
+
+    Raises:
+      ModelError: the state file is missing or names nothing, or the weights are missing.
+    """
+    path = os.path.join(directory, 'checkpoint')
+    try:
+        with open(path, encoding='utf-8') as file:
+            named = re.search('^model_checkpoint_path: "(.+)"', file.read(), re.MULTILINE)
+    except (OSError, ValueError) as error:
+        raise ModelError(one_line(error))
+    if not named:
+        raise ModelError('%s names no weights; download the model again' % path)
+    prefix = os.path.join(directory, named.group(1))
+    for ending in ('.index', '.data-00000-of-00001'):
+        if not os.path.isfile(prefix + ending):
+            raise ModelError('%s%s is missing; download the model again' % (prefix, ending))
+    return prefix
+
+
+def parameter_count(hparams):
+    """Returns the number of weights of a model.
+
+    The sum of: embeddings (V + n_ctx) E; per layer, matrices of 3 E^2, E^2, 4 E^2 and 4 E^2, their
+    biases of 3E, E, 4E and E, and two normalizations of 2E; and the last normalization, 2E.
+    """
+    width = hparams.n_embd
+    per_layer = 12 * width ** 2 + 13 * width
+    return (hparams.n_vocab + hparams.n_ctx + 2) * width + hparams.n_layer * per_layer
+
+
+def check_weights_size(prefix, hparams):
+    """Raises ModelError if the weights file is too small for the model that hparams describes."""
+    path = prefix + '.data-00000-of-00001'
+    size, wanted = os.path.getsize(path), 4 * parameter_count(hparams)
+    if size < wanted:
+        raise ModelError('%s has %d bytes, but the model in hparams.json takes %d: the file was '
+                         'cut short, or belongs to another model; download the model again'
+                         % (path, size, wanted))
+
+
+def restore(session, directory):
+    """Restores the weights of the graph's model into a session, with no initializer run.
+
+    Raises:
+      ModelError: the checkpoint lacks a weight, has it in another shape, or is damaged.
+    """
+    import tensorflow.compat.v1 as tf
+    prefix = weights_prefix(directory)
+    weights = model_weights()
+    try:
+        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        for weight in weights:
+            name, wanted = weight.op.name, weight.shape.as_list()
+            if shapes.get(name) != wanted:
+                raise ModelError('%s.index: %s has shape %s, but hparams.json calls for %s; '
+                                 'they belong to different models'
+                                 % (prefix, name, shapes.get(name, 'none at all'), wanted))
+        tf.train.Saver(weights).restore(session, prefix)
+    except (tf.errors.OpError, ValueError) as error:
+        raise ModelError('%s.* are damaged; download the model again (%s)'
+                         % (prefix, one_line(error)[:200]))
+
+
+def model_weights():
+    """Returns the variables of the graph's model."""
+    import tensorflow.compat.v1 as tf
+    return tf.trainable_variables('model/')
+
+
+# To files
+
+def save(session, saver, directory, source):
+    """Writes the session's model as a model directory, or into one it wrote before.
+
+    Whatever interrupts it, `checkpoint` names weights that are whole: the new ones are written
+    under a name of their own first.
+
+    Args:
+      saver: a tf.train.Saver of `model_weights()`.
+      source: the directory that hparams.json and the vocabulary are copied from.
+    """
+    os.makedirs(directory, exist_ok=True)
+    for name in ('hparams.json',) + VOCABULARY:
+        replace_file(os.path.join(source, name), os.path.join(directory, name))
+    saver.save(session, os.path.join(directory, 'saving'), write_state=False)
+    write_state(directory, 'saving')
+    for path in glob.glob(os.path.join(glob.escape(directory), 'saving.*')):
+        replace_file(path, os.path.join(directory, 'model.ckpt' + path[path.rindex('saving') + 6:]))
+    write_state(directory, 'model.ckpt')
+    for path in glob.glob(os.path.join(glob.escape(directory), 'saving.*')):
+        os.remove(path)
+
+
+def replace_file(source, target):
+    """Copies a file to its place so that it is never there in part."""
+    partial = target + '.partial'
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+def write_state(directory, name):
+    """Makes the state file of a model directory name its weights."""
+    path = os.path.join(directory, 'checkpoint')
+    with open(path + '.partial', 'w', encoding='utf-8') as file:
+        file.write('model_checkpoint_path: "%s"\nall_model_checkpoint_paths: "%s"\n' % (name, name))
+    os.replace(path + '.partial', path)

@@ -1,0 +1,218 @@
+"""What the scripts share as commands: arguments, errors, interruption, and a quiet TensorFlow.
+
+Everything here runs before TensorFlow is imported, so that a mistake is answered at once.
+"""
+
+import contextlib
+import difflib
+import functools
+import inspect
+import math
+import numbers
+import os
+import re
+import secrets
+import sys
+import warnings
+
+import fire
+
+from checkpoint import ModelError
+
+class UserError(Exception):
+    """Something the user can put right, in one line that says how; the command exits with 1."""
+
+
+class UsageError(UserError):
+    """An argument that cannot be used; the command exits with 2."""
+
+
+def run(function):
+    """Runs a script's function as its command line, a flag for each parameter.
+
+    A parameter with a text as its default, or annotated with str, is a text flag: its value is
+    taken as it stands. Any other value is read as a Python literal.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding='utf-8', errors='surrogateescape')
+    try:
+        arguments = parse(function, sys.argv[1:])
+        if arguments is None:
+            print(inspect.getdoc(function))
+        else:
+            text_flags = {name: str for name in parameters(function) if is_text(function, name)}
+            fire.Fire(fire.decorators.SetParseFns(**text_flags)(function), command=arguments)
+        sys.stdout.flush()
+    except (UserError, ModelError) as error:
+        print('%s: %s' % (os.path.basename(sys.argv[0]), error), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output, `head` for one, has all it wants. What is still buffered must
+        # go somewhere when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Arguments
+
+def parameters(function):
+    """Returns the parameters of a function by name."""
+    return inspect.signature(function).parameters
+
+
+def is_text(function, name):
+    """Says whether a parameter takes its value as it stands."""
+    parameter = parameters(function)[name]
+    return isinstance(parameter.default, str) or parameter.annotation is str
+
+
+def is_switch(function, name):
+    """Says whether a parameter is a flag without a value, --name or --noname."""
+    return isinstance(parameters(function)[name].default, bool)
+
+
+def parse(function, argv):
+    """Brings a command line into the form --name=value, which fire cannot misread.
+
+    (fire itself would call the function before it notices a misspelt flag, and takes a bare `-`
+    for a separator.)
+
+    Returns:
+      A list of arguments, or None if help is asked for.
+
+    Raises:
+      UsageError: an unknown flag, a flag without its value, or too many or too few arguments.
+    """
+    if '--help' in argv or '-h' in argv:
+        return None
+    positional = list(parameters(function))
+    values, argv = {}, list(argv)
+    while argv:
+        argument = argv.pop(0)
+        if not re.match('--?[A-Za-z]', argument):
+            if not positional:
+                raise UsageError('there is one argument too many, %r; see --help' % argument)
+            name, value = positional.pop(0), argument
+        else:
+            flag, equals, value = argument.partition('=')
+            name = flag_name(function, flag)
+            if is_switch(function, name):
+                if equals:
+                    raise UsageError('%s takes no value' % flag)
+                value = str(name == flag.lstrip('-').replace('-', '_'))
+            elif not equals:
+                if not argv or re.match('--[A-Za-z]', argv[0]):
+                    raise UsageError('%s needs a value' % flag)
+                value = argv.pop(0)
+            if name in positional:
+                positional.remove(name)
+        values[name] = value
+    for name, parameter in parameters(function).items():
+        if parameter.default is inspect.Parameter.empty and name not in values:
+            raise UsageError('%s is missing; see --help' % name.upper())
+    return ['--%s=%s' % item for item in values.items()]
+
+
+def flag_name(function, flag):
+    """Returns the parameter that a flag such as --top_k, --top-k or --nostop stands for."""
+    name = flag.lstrip('-').replace('-', '_')
+    if flag.startswith('--'):
+        if name in parameters(function):
+            return name
+        if name.startswith('no') and name[2:] in parameters(function):
+            if is_switch(function, name[2:]):
+                return name[2:]
+    near = difflib.get_close_matches(name, parameters(function), n=1)
+    hint = 'did you mean --%s?' % near[0] if near else 'see --help'
+    raise UsageError('there is no flag %s; %s' % (flag, hint))
+
+
+# Values
+
+def check_int(name, value, minimum, maximum=math.inf):
+    """Raises UsageError unless a flag's value is an int in a range, both ends included."""
+    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_int or not minimum <= value <= maximum:
+        limit = '' if maximum == math.inf else ' and at most %d' % maximum
+        raise UsageError('--%s must be a whole number, at least %d%s, not %r'
+                         % (name, minimum, limit, value))
+
+
+def check_number(name, value, allowed, wanted):
+    """Raises UsageError unless a flag's value is a finite number and allowed(value) holds.
+
+    Args:
+      wanted: the range in words, for the message.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not allowed(value):
+        raise UsageError('--%s must be a number %s, not %r' % (name, wanted, value))
+
+
+def check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p):
+    """Raises UsageError unless the flags that all sampling scripts share make sense."""
+    if seed is not None:
+        check_int('seed', seed, 0)
+    check_int('batch_size', batch_size, 1)
+    if length is not None:
+        check_int('length', length, 1)
+    check_number('temperature', temperature, lambda value: value >= 0, 'that is not negative')
+    check_int('top_k', top_k, 0)
+    check_number('top_p', top_p, lambda value: 0 < value <= 1, 'above 0 and at most 1')
+
+
+def fit_to_model(hparams, length, default_length, top_k):
+    """Returns the number of new tokens, once it and top_k are known to fit the model.
+
+    Raises:
+      UsageError: they do not.
+    """
+    if length is None:
+        length = default_length
+    check_int('length', length, 1, hparams.n_ctx)
+    check_int('top_k', top_k, 0, hparams.n_vocab)
+    return length
+
+
+def choose_seed(seed):
+    """Returns the seed, or draws one and tells it on stderr, so that the run can be repeated."""
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+        print('seed %d' % seed, file=sys.stderr)
+    return seed
+
+
+# TensorFlow
+
+@functools.lru_cache(maxsize=None)
+def import_tensorflow():
+    """Imports TensorFlow, without the messages that would bury ours, and returns it.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    warnings.simplefilter('ignore')
+    try:
+        with silent_stderr():
+            import tensorflow.compat.v1 as tf
+    except ImportError as error:
+        raise UserError('TensorFlow cannot be imported (%s); install it with '
+                        'python3 -m pip install -r requirements.txt' % error)
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    return tf
+
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Sends stderr nowhere for a while, what libraries written in C print there included."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)

@@ -1,0 +1,82 @@
+"""Continues the prompts you type: python3 src/interactive_conditional_samples.py. See --help."""
+
+import sys
+
+import checkpoint
+import cli
+
+try:
+    import readline  # noqa: F401  (gives input() line editing and history, where there is one)
+except ImportError:
+    pass
+
+
+def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, length=None,
+                   temperature=1, top_k=0, top_p=1, models_dir='models'):
+    """Asks for prompts and shows how the model continues each. Ctrl-D ends it.
+
+    python3 src/interactive_conditional_samples.py [flags]
+
+    Ctrl-C stops the samples being made and asks for the next prompt; at the prompt it leaves.
+
+    --model_name   a folder of MODELS_DIR: 124M
+    --seed         a whole number from 0 on, which fixes every sample; if not given, one is drawn
+                   and told
+    --nsamples     samples of each prompt, at least 1: 1
+    --batch_size   samples made at the same time, at least 1; changes the speed alone: 1
+    --length       new tokens in a sample, 1 to the model's window; half of it if not given
+    --temperature  from 0 on: below 1 likely tokens become likelier, 0 always takes the likeliest: 1
+    --top_k        from 0 on: choose among this many likeliest tokens; 0, among all: 0
+    --top_p        above 0, at most 1: choose among the fewest likeliest tokens that together have
+                   this probability, the one that reaches it included; 1, among all: 1
+    --models_dir   where the models are: models
+    """
+    cli.check_int('nsamples', nsamples, 1)
+    cli.check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p)
+    directory, hparams, encoder = checkpoint.open_model(model_name, models_dir)
+    length = cli.fit_to_model(hparams, length, hparams.n_ctx // 2, top_k)
+
+    tf = cli.import_tensorflow()
+    import sample
+    with tf.Session() as session:
+        sampler = sample.Sampler(session, hparams, temperature=temperature, top_k=top_k,
+                                 top_p=top_p)
+        checkpoint.restore(session, directory)
+        seed = cli.choose_seed(seed)
+        made = 0
+        while True:
+            try:
+                prompt = read_prompt(encoder, hparams.n_ctx - length + 1)
+            except EOFError:
+                print()
+                return
+            try:
+                for first in range(0, nsamples, batch_size):
+                    indices = range(made + first, made + min(first + batch_size, nsamples))
+                    rows = sample.complete(sampler, [prompt] * len(indices), indices, seed=seed,
+                                           length=length)
+                    for number, row in enumerate(rows, first + 1):
+                        print('=' * 40 + ' SAMPLE %d ' % number + '=' * 40)
+                        print(encoder.decode(row))
+                print('=' * 80, flush=True)
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+            made += nsamples
+
+
+def read_prompt(encoder, longest):
+    """Asks until it gets a prompt of 1 to `longest` tokens, and returns its ids."""
+    while True:
+        prompt = encoder.encode(input('Model prompt >>> '))
+        if not prompt:
+            print('The prompt is empty: type some text, or Ctrl-D to leave.', file=sys.stderr)
+        elif len(prompt) > longest:
+            print('The prompt is %d tokens too long: it has %d, and with --length to come the '
+                  'window leaves room for %d.' % (len(prompt) - longest, len(prompt), longest),
+                  file=sys.stderr)
+        else:
+            return prompt
+
+
+if __name__ == '__main__':
+    cli.run(interact_model)

@@ -1,0 +1,191 @@
+"""The GPT-2 transformer as a TensorFlow graph: tokens in, logits out, nothing else.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3: the
+decoder of Vaswani et al. 2017 with layer normalization moved to the input of each sub-block and
+one more after the last block.
+
+Letters in the shape comments, here and in the modules that build on this one:
+
+    B  batch: texts side by side           V  vocabulary size, n_vocab
+    S  sequence: positions of this call    E  width of the model, n_embd
+    P  past: positions of earlier calls    H  attention heads, n_head
+    T  positions attended to, P + S        D  width of a head, E / H
+    L  layers, n_layer
+"""
+
+import functools
+import math
+import types
+
+import tensorflow.compat.v1 as tf
+
+tf.disable_v2_behavior()  # graph mode on TensorFlow 2 too; changes nothing on TensorFlow 1.15
+
+MASKED = -1e10  # so far below any score that softmax turns it into exactly zero
+
+
+class HParams(types.SimpleNamespace):
+    """The numbers that fix the shape of a model, by the names `hparams.json` gives them."""
+
+    def override_from_dict(self, values):
+        """Sets each named hyperparameter to the value that `values` gives it."""
+        vars(self).update(values)
+
+
+def default_hparams():
+    """Returns the shape of the smallest released model; n_vocab comes from `hparams.json`."""
+    return HParams(n_vocab=0, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
+
+
+def shape_list(x):
+    """Returns the shape of x as a list: an int where known, else a scalar int32 tensor."""
+    dynamic = tf.shape(x)
+    return [dynamic[i] if size is None else size for i, size in enumerate(x.shape.as_list())]
+
+
+def gelu(x):
+    """Gaussian error linear unit in its tanh form (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def norm(x, scope):
+    """Layer normalization over the last axis (Ba et al. 2016): zero mean, unit variance, g x + b."""
+    with tf.variable_scope(scope):
+        width = x.shape[-1]
+        g = tf.get_variable('g', [width], initializer=tf.ones_initializer())
+        b = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
+        mean, variance = tf.nn.moments(x, axes=[-1], keep_dims=True)
+        return tf.nn.batch_normalization(x, mean, variance, b, g, 1e-5)
+
+
+def dense(x, n_out, scope, stddev=0.02):
+    """x w + b over the last axis, [..., n_in] -> [..., n_out]."""
+    with tf.variable_scope(scope):
+        *start, n_in = shape_list(x)
+        w = tf.get_variable('w', [1, n_in, n_out],
+                            initializer=tf.random_normal_initializer(stddev=stddev))
+        b = tf.get_variable('b', [n_out], initializer=tf.zeros_initializer())
+        # As one matrix product of two matrices, which TensorFlow fuses with the bias.
+        y = tf.matmul(tf.reshape(x, [-1, n_in]), tf.reshape(w, [n_in, n_out]))
+        return tf.reshape(tf.nn.bias_add(y, b), start + [n_out])
+
+
+def causal_mask(n_queries, n_keys):
+    """[S, T]: 0 where a query may look, MASKED where the key lies in its future.
+
+    The queries are the last n_queries of n_keys positions.
+    """
+    query = tf.range(n_keys - n_queries, n_keys)[:, tf.newaxis]
+    key = tf.range(n_keys)[tf.newaxis, :]
+    return MASKED * tf.cast(key > query, tf.float32)
+
+
+def attention(q, k, v, mask):
+    """Scaled dot-product attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v.
+
+    q [B, H, S, D], k and v [B, H, T, D], mask broadcast to [B, H, S, T] -> [B, H, S, D]
+    """
+    q *= 1 / math.sqrt(q.shape.as_list()[-1])
+    scores = tf.matmul(q, k, transpose_b=True) + mask  # [B, H, S, T]
+    return tf.matmul(tf.nn.softmax(scores), v)
+
+
+def block(x, attend, hparams, scope):
+    """One transformer block on x [B, S, E]: attention, then a two-layer perceptron.
+
+    Each is normalized at its input and added to what it was given. `attend(q, k, v)`, all
+    [B, H, S, D] of these positions alone, returns [B, H, S, D]: whoever builds the graph
+    decides which other keys and values there are and where they live.
+    """
+    n_batch, n_seq, n_embd = shape_list(x)
+    heads = [n_batch, n_seq, 3, hparams.n_head, n_embd // hparams.n_head]
+    # Both projections add to the residual stream, 2L times in all: a smaller start keeps its
+    # variance from growing with depth.
+    residual_stddev = 0.02 / math.sqrt(2 * hparams.n_layer)
+    with tf.variable_scope(scope):
+        h = norm(x, 'ln_1')
+        with tf.variable_scope('attn'):
+            qkv = tf.reshape(dense(h, 3 * n_embd, 'c_attn'), heads)  # [B, S, 3, H, D]
+            q, k, v = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # each [B, H, S, D]
+            a = tf.transpose(attend(q, k, v), [0, 2, 1, 3])  # [B, S, H, D]
+            a = tf.reshape(a, [n_batch, n_seq, n_embd])
+            x += dense(a, n_embd, 'c_proj', residual_stddev)
+        h = norm(x, 'ln_2')
+        with tf.variable_scope('mlp'):
+            h = gelu(dense(h, 4 * n_embd, 'c_fc'))
+            return x + dense(h, n_embd, 'c_proj', residual_stddev)
+
+
+def embeddings(hparams):
+    """Returns the token embeddings wte [V, E] and the position embeddings wpe [n_ctx, E]."""
+    wpe = tf.get_variable('wpe', [hparams.n_ctx, hparams.n_embd],
+                          initializer=tf.random_normal_initializer(stddev=0.01))
+    wte = tf.get_variable('wte', [hparams.n_vocab, hparams.n_embd],
+                          initializer=tf.random_normal_initializer(stddev=0.02))
+    # Reading before gathering matters: a gather straight from a resource variable makes every later
+    # read of it copy it whole, and the head reads wte at each step.
+    return tf.identity(wte), tf.identity(wpe)
+
+
+def transformer(hparams, X, positions, attend):
+    """Everything but the output: X [B, S] token ids -> [B, S, E], normalized.
+
+    positions [B, S] or [S], counted from the first token of each text;
+    `attend(layer, q, k, v)` as in `block`.
+    """
+    wte, wpe = embeddings(hparams)
+    h = tf.gather(wte, X) + tf.gather(wpe, positions)  # [B, S, E]
+    for layer in range(hparams.n_layer):
+        h = block(h, functools.partial(attend, layer), hparams, 'h%d' % layer)
+        tf.add_to_collection('checkpoints', h)
+    return norm(h, 'ln_f')
+
+
+def head(hparams, h):
+    """The output layer: h [..., E] -> logits [..., V], with the token embeddings as weights."""
+    wte, _ = embeddings(hparams)
+    *start, n_embd = shape_list(h)
+    logits = tf.matmul(tf.reshape(h, [-1, n_embd]), wte, transpose_b=True)
+    return tf.reshape(logits, start + [hparams.n_vocab])
+
+
+def variables(scope='model', reuse=tf.AUTO_REUSE):
+    """The variable scope that every function above wants around it."""
+    return tf.variable_scope(scope, reuse=reuse, use_resource=True)
+
+
+def past_shape(*, hparams, batch_size=None, sequence=None):
+    """Returns the shape of `past` and `present` as a list: [B, L, 2, H, S, D]."""
+    return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence,
+            hparams.n_embd // hparams.n_head]
+
+
+def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
+    """The whole model, from token ids to the logits of the token after each.
+
+    Args:
+      hparams: an object with n_vocab, n_ctx, n_embd, n_head and n_layer.
+      X: int32 [B, S], ids below n_vocab, at positions P to P + S - 1; P + S <= n_ctx.
+      past: None, or float32 [B, L, 2, H, P, D], the `present` of all earlier positions.
+      scope, reuse: of the variables.
+
+    Returns:
+      A dictionary: `logits` float32 [B, S, V], and `present` float32 [B, L, 2, H, S, D], the
+      keys and values of this call's positions. Each block's output joins the graph collection
+      `checkpoints`, where memory-saving gradients look for it.
+    """
+    n_seq = shape_list(X)[1]
+    n_past = 0 if past is None else shape_list(past)[-2]
+    mask = causal_mask(n_seq, n_past + n_seq)
+    presents = []
+
+    def attend(layer, q, k, v):
+        presents.append(tf.stack([k, v], axis=1))  # [B, 2, H, S, D]
+        if past is not None:
+            past_k, past_v = tf.unstack(past[:, layer], axis=1)
+            k, v = tf.concat([past_k, k], axis=-2), tf.concat([past_v, v], axis=-2)
+        return attention(q, k, v, mask)
+
+    with variables(scope, reuse):
+        h = transformer(hparams, X, tf.range(n_past, n_past + n_seq), attend)
+        return {'logits': head(hparams, h), 'present': tf.stack(presents, axis=1)}

@@ -1,0 +1,451 @@
+"""Sampling: tokens in, more tokens out.
+
+Each new token takes one `step` through the model and one `pick` from its logits:
+
+    logits -> / temperature -> top-k -> top-p -> draw
+
+Keys and values of earlier positions stay in a cache that is made once and written in place, one
+slot a token. `sample_sequence` does everything in one graph; a `Sampler` keeps the cache on the
+device between session calls, so that a program can show, save or interrupt texts as they grow.
+
+Letters in the shape comments are those of `model.py`; besides, N is the number of new tokens and
+R the side of the square grid that `draw` lays the vocabulary out in.
+"""
+
+import collections
+import math
+import time
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+import model
+
+DROPPED = -1e10  # the logit of a token that top-k or top-p left out
+CACHE_SLOTS = 128  # a cache grows by so many slots: attention reads all it has, filled or not
+
+# Where decoding stands: `token` int32 [B], the last of each row, which the model has not read yet;
+# `position` int32 [B], its place in its text; `done` bool [B], whether it ended the text; and
+# `cache`, for each layer the keys and the values, float32 [B, H, T, D] each.
+State = collections.namedtuple('State', 'token position done cache')
+
+
+# From logits to a token
+
+def top_k_logits(logits, k):
+    """Keeps every logit at least as large as the row's k-th largest; [B, V] in and out.
+
+    Raises:
+      ValueError: k is larger than the vocabulary.
+    """
+    if k == 0:
+        return logits
+    n_vocab = logits.shape.as_list()[-1]
+    if n_vocab is not None and k > n_vocab:
+        raise ValueError('top_k is %d, but the vocabulary has %d entries' % (k, n_vocab))
+    smallest = tf.nn.top_k(logits, k).values[:, -1:]  # [B, 1]
+    return keep(logits, logits >= smallest)
+
+
+def top_p_logits(logits, p):
+    """Keeps the fewest likely tokens whose probabilities reach p in sum; [B, V] in and out.
+
+    Nucleus sampling (Holtzman et al. 2019). A token stays if and only if all probabilities
+    larger than its own sum to less than p. So the token that crosses p stays, equals stay or go
+    together, and at least one token always stays.
+    """
+    if p >= 1:
+        return logits
+    probabilities = tf.nn.softmax(logits)  # [B, V]
+    # The smallest probability that stays is found by halving, which is much faster than sorting
+    # the vocabulary. It is exact: floats that are not negative compare as their bits do, and so
+    # 30 halvings tell the bits of any two floats up to 1 apart.
+    bits = tf.bitcast(probabilities, tf.int32)
+    goes = tf.fill([tf.shape(logits)[0], 1], -1)  # [B, 1], bits too small to stay
+    stays = tf.reduce_max(bits, axis=-1, keepdims=True)  # [B, 1], bits large enough
+    for _ in range(30):
+        middle = (goes + stays) // 2
+        larger = tf.where(bits > middle, probabilities, tf.zeros_like(probabilities))
+        enough = tf.reduce_sum(larger, axis=-1, keepdims=True) < p
+        goes, stays = tf.where(enough, goes, middle), tf.where(enough, middle, stays)
+    return keep(logits, bits >= stays)
+
+
+def keep(logits, kept):
+    """Sets the logits where `kept` is false to DROPPED; [B, V] in and out."""
+    return tf.where(kept, logits, tf.fill(tf.shape(logits), DROPPED))
+
+
+def grid_side(n_vocab):
+    """Returns R, the side of the smallest square that holds the vocabulary."""
+    return math.ceil(math.sqrt(n_vocab))
+
+
+def draw(logits, uniforms):
+    """Draws one token of each row with the probabilities softmax(logits), [B, V] -> int32 [B].
+
+    By the Gumbel-max trick: the argmax of logits + Gumbel noise is a draw from their softmax.
+    With the vocabulary in a grid of R rows, a row is drawn from the rows' total weights first,
+    then a column within it, which takes 2R random numbers, not V. No sum over the vocabulary is
+    compared with a random number, so rounding almost never changes a token.
+
+    Args:
+      uniforms: float32 [B, 2R], between 0 and 1, neither included.
+    """
+    n_vocab = logits.shape.as_list()[-1]
+    side = grid_side(n_vocab)
+    padding = [[0, 0], [0, side * side - n_vocab]]
+    grid = tf.reshape(tf.pad(logits, padding, constant_values=DROPPED), [-1, side, side])
+    gumbel = -tf.log(-tf.log(uniforms))
+    row_scores = tf.reduce_logsumexp(grid, axis=-1) + gumbel[:, :side]  # [B, R]
+    row = tf.argmax(row_scores, axis=-1, output_type=tf.int32)
+    in_row = tf.gather_nd(grid, tf.stack([tf.range(tf.size(row)), row], axis=-1))  # [B, R]
+    column = tf.argmax(in_row + gumbel[:, side:], axis=-1, output_type=tf.int32)
+    return row * side + column
+
+
+def pick(logits, uniforms, temperature=1, top_k=0, top_p=1):
+    """Chooses the next token of each row, [B, V] -> int32 [B]; temperature 0 takes the likeliest.
+
+    Args:
+      uniforms: float32 [B, 2R] as in `draw`; not used at temperature 0.
+    """
+    if temperature == 0:
+        return tf.argmax(logits, axis=-1, output_type=tf.int32)
+    logits = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / temperature
+    return draw(top_p_logits(top_k_logits(logits, top_k), top_p), uniforms)
+
+
+# From tokens to logits, with a cache
+
+def empty_cache(hparams, batch_size, slots):
+    """Returns a cache of zeros for `slots` positions, in memory that is shared with nothing else.
+
+    (Zeros from tf.zeros may be one constant for all, and `write` would write into it.)
+    """
+    shape = [batch_size, hparams.n_head, slots, hparams.n_embd // hparams.n_head]
+    return [tuple(tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True) for _ in 'kv')
+            for _ in range(hparams.n_layer)]
+
+
+def slot_numbers(slots, positions):
+    """Numbers the vectors in slots [B, H, T, D] that belong to positions [B, S]: [B, H, S]."""
+    n_batch, n_head, n_slots, _ = model.shape_list(slots)
+    first = tf.reshape(tf.range(n_batch * n_head) * n_slots, [n_batch, n_head, 1])
+    return first + positions[:, tf.newaxis, :]
+
+
+def write(slots, numbers, vectors):
+    """Writes vectors [B, H, S, D] into slots [B, H, T, D] at those numbers, in place.
+
+    Returns the slots as they are now; whoever reads them must read what this returns.
+    """
+    shape = model.shape_list(slots)
+    written = tf.raw_ops.InplaceUpdate(x=tf.reshape(slots, [-1, shape[-1]]),
+                                       i=tf.reshape(numbers, [-1]),
+                                       v=tf.reshape(vectors, [-1, shape[-1]]))
+    return tf.reshape(written, shape)
+
+
+def step(hparams, tokens, positions, cache):
+    """Reads tokens int32 [B, S], the next ones of each row, at positions int32 [B, S].
+
+    A row sees its own earlier positions alone: slots after a position get weight exactly zero,
+    whatever they hold.
+
+    Returns:
+      The output of the last block, normalized, float32 [B, S, E] (`model.head` makes logits of
+      it), and the cache with these tokens' keys and values written into it.
+    """
+    slots = cache[0][0]
+    numbers = slot_numbers(slots, positions)
+    later = tf.range(model.shape_list(slots)[2]) > positions[:, :, tf.newaxis]  # [B, S, T]
+    mask = model.MASKED * tf.cast(later[:, tf.newaxis], tf.float32)  # [B, 1, S, T]
+    written = []
+
+    def attend(layer, q, k, v):
+        keys, values = cache[layer]
+        written.append((write(keys, numbers, k), write(values, numbers, v)))
+        return model.attention(q, *written[-1], mask)
+
+    with model.variables():
+        return model.transformer(hparams, tokens, positions, attend), written
+
+
+def prefill(hparams, tokens, lengths, cache):
+    """Reads all but the last of each row's first tokens; the last is for `decode` to start from.
+
+    Args:
+      tokens: int32 [B, S], each row's text followed by any token to fill the row.
+      lengths: int32 [B], the lengths of the texts, 1 to S.
+
+    Returns:
+      The State to decode from.
+    """
+    n_batch, n_seq = model.shape_list(tokens)
+    positions = tf.tile(tf.range(n_seq - 1)[tf.newaxis], [n_batch, 1])
+    _, cache = step(hparams, tokens[:, :-1], positions, cache)
+    last = tf.gather_nd(tokens, tf.stack([tf.range(n_batch), lengths - 1], axis=-1))
+    return State(token=last, position=lengths - 1, done=tf.fill([n_batch], False), cache=cache)
+
+
+def decode(hparams, state, length, noise, stop_token=None, **pick_options):
+    """Decodes `length` tokens from a State, or fewer (but one at least) if all rows are done.
+
+    Args:
+      length: int32 scalar, at least 1.
+      noise: a function from the number of a step, counted from 0, to its uniforms for `pick`.
+      stop_token: a row is done once it has produced this token, and goes on repeating it.
+      pick_options: temperature, top_k and top_p.
+
+    Returns:
+      The tokens, int32 [B, N], N <= length, and the State after them.
+    """
+    def advance(i, tokens, state):
+        h, cache = step(hparams, state.token[:, tf.newaxis], state.position[:, tf.newaxis],
+                        state.cache)
+        with model.variables():
+            logits = model.head(hparams, h[:, 0])
+        token = pick(logits, noise(i), **pick_options)
+        done = state.done
+        if stop_token is not None:
+            token = tf.where(done, tf.fill(tf.shape(token), stop_token), token)
+            done = tf.logical_or(done, tf.equal(token, stop_token))
+        return i + 1, tokens.write(i, token), State(token, state.position + 1, done, cache)
+
+    n_new, tokens, state = tf.while_loop(
+        lambda i, tokens, state: tf.equal(i, 0) | (i < length) & ~tf.reduce_all(state.done),
+        advance,
+        (0, tf.TensorArray(tf.int32, size=length, element_shape=state.token.shape), state))
+    return tf.transpose(tokens.gather(tf.range(n_new))), state
+
+
+def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None,
+                    temperature=1, top_k=0, top_p=1, uniforms=None, stop_token=None):
+    """The graph of a batch of texts, each continued by `length` tokens.
+
+    Args:
+      hparams: of the model, as in `model.model`.
+      length: an int >= 1, the number of new tokens; context length + length - 1 <= n_ctx.
+      start_token: an id to start every row from, with batch_size, or
+      context: int32 [B, P], the texts to continue.
+      temperature, top_k, top_p: how to pick a token; 0, 0 and 1 take the likeliest one.
+      uniforms: float32 [B, length, 2R], as from `random_uniforms`; drawn in the graph if None.
+      stop_token: fill a row with this id once it has produced it, and end when all rows have.
+
+    Returns:
+      int32 [B, P + length], context included; with start_token, P is 1.
+
+    Raises:
+      ValueError: not exactly one of start_token and context is given, top_k is larger than the
+        vocabulary, or the texts are known to go beyond n_ctx.
+    """
+    if (start_token is None) == (context is None):
+        raise ValueError('give either start_token or context')
+    if context is None:
+        context = tf.fill([batch_size, 1], start_token)
+    n_batch, n_context = model.shape_list(context)
+    if isinstance(n_context, int):
+        check_window(hparams, n_context, length)
+
+    def noise(i):
+        if uniforms is not None:
+            return uniforms[:, i]
+        raw = tf.random_uniform([n_batch, 2 * grid_side(hparams.n_vocab)], maxval=2**23,
+                                dtype=tf.int32)
+        return (tf.cast(raw, tf.float32) + 0.5) * 2**-23
+
+    cache = empty_cache(hparams, n_batch, n_context - 1 + length)
+    state = prefill(hparams, context, tf.fill([n_batch], n_context), cache)
+    tokens, _ = decode(hparams, state, length, noise, stop_token=stop_token,
+                       temperature=temperature, top_k=top_k, top_p=top_p)
+    missing = length - tf.shape(tokens)[1]
+    tokens = tf.pad(tokens, [[0, 0], [0, missing]], constant_values=stop_token or 0)
+    return tf.concat([context, tokens], axis=1)
+
+
+def check_window(hparams, n_context, length):
+    """Raises ValueError if a text of n_context tokens and `length` more do not fit the window."""
+    excess = n_context + length - 1 - hparams.n_ctx
+    if excess > 0:
+        raise ValueError('%d tokens and %d new ones are %d too many for the window of %d'
+                         % (n_context, length, excess, hparams.n_ctx))
+
+
+# Randomness
+
+def random_stream(seed, index):
+    """Returns the random numbers of sample `index` of a run with this seed, both ints >= 0."""
+    return np.random.Philox(np.random.SeedSequence([seed, index]))
+
+
+def random_uniforms(streams, length, n_vocab):
+    """Takes from each stream the numbers its next `length` tokens are drawn with.
+
+    Every value is a multiple of 2**-24 strictly between 0 and 1, exact in float32.
+
+    Returns:
+      float32 [B, length, 2R].
+    """
+    width = 2 * grid_side(n_vocab)
+    raw = np.stack([stream.random_raw(length * width) for stream in streams])
+    uniform = ((raw >> np.uint64(41)).astype(np.float64) + 0.5) * 2**-23
+    return uniform.reshape([len(streams), length, width]).astype(np.float32)
+
+
+# Decoding in chunks
+
+class Sampler:
+    """Decodes a batch of texts a few tokens at a time; the cache stays on the device between.
+
+    One Sampler serves any number of batches of any size, one after another:
+
+        sampler.start(prompts)
+        tokens = sampler.decode(n, uniforms)
+    """
+
+    def __init__(self, session, hparams, *, temperature=1, top_k=0, top_p=1, stop_token=None):
+        """Builds the graph, whose weights the caller restores into `session`.
+
+        Args: as in `sample_sequence`.
+        """
+        self.hparams = hparams
+        self.greedy = temperature == 0
+        self._session = session
+        self._slots = 0  # of the cache now
+        self._filled = 0  # of them, in the longest row
+
+        self._tokens = tf.placeholder(tf.int32, [None, None])
+        self._lengths = tf.placeholder(tf.int32, [None])
+        self._n = tf.placeholder(tf.int32, [])
+        self._uniforms = tf.placeholder(tf.float32, [None, None, 2 * grid_side(hparams.n_vocab)])
+
+        width = hparams.n_embd // hparams.n_head
+        cache_shape = [None, hparams.n_head, None, width]
+        stored = State(
+            *(local_variable(dtype, [None]) for dtype in (tf.int32, tf.int32, tf.bool)),
+            cache=[tuple(local_variable(tf.float32, cache_shape) for _ in 'kv')
+                   for _ in range(hparams.n_layer)])
+        state = tf.nest.map_structure(lambda variable: variable.read_value(), stored)
+
+        cache = empty_cache(hparams, tf.shape(self._tokens)[0], self._n)
+        self._start = store(stored, prefill(hparams, self._tokens, self._lengths, cache))
+
+        more = [[0, 0], [0, 0], [0, self._n], [0, 0]]
+        self._grow = store(stored.cache, tf.nest.map_structure(
+            lambda slots: tf.pad(slots, more), state.cache))
+
+        tokens, state = decode(hparams, state, self._n, lambda i: self._uniforms[:, i],
+                               stop_token=stop_token, temperature=temperature, top_k=top_k,
+                               top_p=top_p)
+        with tf.control_dependencies([store(stored, state)]):
+            self._decode = tf.identity(tokens)
+
+    def start(self, prompts):
+        """Reads a batch of prompts, lists of ids of any lengths.
+
+        Raises:
+          ValueError: a prompt is empty, longer than the window, or has an id beyond the
+            vocabulary.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        for prompt in prompts:
+            if not prompt:
+                raise ValueError('a prompt has no tokens')
+            check_window(self.hparams, len(prompt), 1)
+            if not 0 <= min(prompt) <= max(prompt) < self.hparams.n_vocab:
+                raise ValueError('a prompt has an id that is not in 0 to %d'
+                                 % (self.hparams.n_vocab - 1))
+        self._filled = max(lengths) - 1
+        self._slots = self._slots_for(self._filled + 1)
+        tokens = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
+        self._session.run(self._start, {self._tokens: tokens, self._lengths: lengths,
+                                        self._n: self._slots})
+
+    def decode(self, length, uniforms=None):
+        """Continues every row by `length` tokens, or fewer (but one at least) if all are done.
+
+        Args:
+          uniforms: float32 [B, length, 2R] from `random_uniforms`; may be None at temperature 0.
+
+        Returns:
+          int32 [B, N], N <= length.
+
+        Raises:
+          ValueError: the longest row would go beyond the window.
+        """
+        check_window(self.hparams, self._filled + 1, length)
+        self._filled += length
+        if self._filled > self._slots:
+            slots = self._slots_for(self._filled)
+            self._session.run(self._grow, {self._n: slots - self._slots})
+            self._slots = slots
+        feed = {self._n: length}
+        if not self.greedy:
+            feed[self._uniforms] = uniforms
+        return self._session.run(self._decode, feed)
+
+    def _slots_for(self, n):
+        """Returns a number of slots, at least n, that spares growing the cache for a while."""
+        return min(math.ceil(n / CACHE_SLOTS) * CACHE_SLOTS, self.hparams.n_ctx)
+
+
+def local_variable(dtype, shape):
+    """A variable that no Saver sees and no initializer need touch: it is stored to before read."""
+    initial = tf.zeros([size or 0 for size in shape], dtype)
+    return tf.Variable(initial, trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES],
+                       validate_shape=False, shape=tf.TensorShape(shape), use_resource=True)
+
+
+def store(variables, values):
+    """The operation that assigns a structure of values to one of variables."""
+    pairs = zip(tf.nest.flatten(variables), tf.nest.flatten(values))
+    return tf.group(*[variable.assign(value) for variable, value in pairs])
+
+
+def generate(sampler, prompts, indices, *, seed, length, chunk_seconds=0.5):
+    """Continues a batch of prompts, in chunks that each take about chunk_seconds at most.
+
+    The first chunk is a single token, so that the first word shows early. Chunks do not change
+    the text, nor do the other prompts in the batch.
+
+    Args:
+      sampler: a Sampler, or anything with its `hparams`, `greedy`, `start` and `decode`.
+      prompts: lists of ids.
+      indices: the number of each sample in the run, ints >= 0.
+      seed: of the run, an int >= 0. Seed and index decide a sample's randomness.
+      length: of each text, in new tokens.
+
+    Yields:
+      int32 [B, N], the next N tokens of each row, until there are `length` or all rows are done.
+    """
+    streams = [random_stream(seed, index) for index in indices]
+    sampler.start(prompts)
+    chunk = 1
+    while length > 0:
+        chunk = min(chunk, length)
+        began = time.monotonic()
+        noise = None if sampler.greedy else random_uniforms(streams, chunk,
+                                                            sampler.hparams.n_vocab)
+        tokens = sampler.decode(chunk, noise)
+        rate = chunk / (time.monotonic() - began)
+        yield tokens
+        if tokens.shape[1] < chunk:
+            return
+        length -= chunk
+        chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
+
+
+def complete(sampler, prompts, indices, *, seed, length):
+    """Does as `generate`, with a progress bar on stderr if that is a terminal.
+
+    Returns:
+      int32 [B, N], N <= length, all new tokens of each row.
+    """
+    with tqdm(total=length, unit='token', leave=False, disable=None) as progress:
+        chunks = []
+        for tokens in generate(sampler, prompts, indices, seed=seed, length=length):
+            chunks.append(tokens)
+            progress.update(tokens.shape[1])
+    return np.concatenate(chunks, axis=1)
