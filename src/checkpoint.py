@@ -19,6 +19,7 @@ import encoder
 # TensorFlow is imported where it is needed: all that can be found out without it, is.
 
 HPARAMS = ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
+END_OF_TEXT = '<|endoftext|>'  # the token between documents
 VOCABULARY = ('encoder.json', 'vocab.bpe')
 RELEASED = ('124M', '355M', '774M', '1558M')
 
@@ -45,13 +46,16 @@ def open_model(model_name, models_dir, weights=True):
       ModelError: the directory or a file is missing, or a file is not what it should be.
     """
     directory = os.path.join(models_dir, model_name)
-    if not os.path.isdir(directory):
+    if not model_name or not os.path.isdir(directory):
         raise ModelError(no_model(model_name, models_dir))
     hparams = read_hparams(os.path.join(directory, 'hparams.json'))
     try:
         vocabulary = encoder.get_encoder(model_name, models_dir)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(one_line(error))
+    if END_OF_TEXT not in vocabulary.encoder:
+        raise ModelError('%s lacks %s; download the model again'
+                         % (os.path.join(directory, 'encoder.json'), END_OF_TEXT))
     if len(vocabulary.encoder) != hparams.n_vocab:
         raise ModelError('%s has %d entries, but n_vocab in hparams.json is %d: they belong to '
                          'different models' % (os.path.join(directory, 'encoder.json'),
@@ -89,7 +93,7 @@ def read_hparams(path):
             hparams = json.load(file)
     except OSError as error:
         raise ModelError(one_line(error))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelError('%s is not JSON; download the model again' % path)
     if not isinstance(hparams, dict):
         raise ModelError('%s is not a JSON object; download the model again' % path)
@@ -111,19 +115,24 @@ def weights_prefix(directory):
     Raises:
       ModelError: the state file is missing or names nothing, or the weights are missing.
     """
-    path = os.path.join(directory, 'checkpoint')
     try:
-        with open(path, encoding='utf-8') as file:
-            named = re.search('^model_checkpoint_path: "(.+)"', file.read(), re.MULTILINE)
-    except (OSError, ValueError) as error:
+        prefix = os.path.join(directory, read_state(directory))
+    except OSError as error:
         raise ModelError(one_line(error))
-    if not named:
-        raise ModelError('%s names no weights; download the model again' % path)
-    prefix = os.path.join(directory, named.group(1))
     for ending in ('.index', '.data-00000-of-00001'):
         if not os.path.isfile(prefix + ending):
             raise ModelError('%s%s is missing; download the model again' % (prefix, ending))
     return prefix
+
+
+def read_state(directory):
+    """Returns the name of the weights that the state file of a model directory gives."""
+    path = os.path.join(directory, 'checkpoint')
+    with open(path, encoding='utf-8-sig', errors='replace') as file:
+        named = re.search(r'^\s*model_checkpoint_path\s*:\s*"(.+)"', file.read(), re.MULTILINE)
+    if not named:
+        raise ModelError('%s names no weights; download the model again' % path)
+    return named.group(1)
 
 
 def parameter_count(hparams):
@@ -158,16 +167,27 @@ def restore(session, directory):
     weights = model_weights()
     try:
         shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
-        for weight in weights:
-            name, wanted = weight.op.name, weight.shape.as_list()
-            if shapes.get(name) != wanted:
-                raise ModelError('%s.index: %s has shape %s, but hparams.json calls for %s; '
-                                 'they belong to different models'
-                                 % (prefix, name, shapes.get(name, 'none at all'), wanted))
+        check_shapes(prefix, shapes, {weight.op.name: weight.shape.as_list() for weight in weights})
         tf.train.Saver(weights).restore(session, prefix)
-    except (tf.errors.OpError, ValueError) as error:
-        raise ModelError('%s.* are damaged; download the model again (%s)'
-                         % (prefix, one_line(error)[:200]))
+    except (tf.errors.OpError, ValueError, IndexError) as error:
+        raise ModelError('%s.* are damaged (%s); download the model again'
+                         % (prefix, type(error).__name__))
+
+
+def check_shapes(prefix, shapes, wanted):
+    """Raises ModelError unless the model's weights have these shapes, both dicts by name.
+
+    Others may be there (an optimizer's, say), but no layer that the model does not have.
+    """
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            raise ModelError('%s.index: %s has shape %s, but hparams.json calls for %s; they '
+                             'belong to different models'
+                             % (prefix, name, shapes.get(name, 'none'), shape))
+    for name in sorted(shapes):
+        if re.fullmatch(r'model/h\d+/ln_1/g', name) and name not in wanted:
+            raise ModelError('%s.index has %s, but hparams.json calls for no such layer; they '
+                             'belong to different models' % (prefix, name))
 
 
 def model_weights():
@@ -191,12 +211,23 @@ def save(session, saver, directory, source):
     os.makedirs(directory, exist_ok=True)
     for name in ('hparams.json',) + VOCABULARY:
         replace_file(os.path.join(source, name), os.path.join(directory, name))
+    if os.path.exists(os.path.join(directory, 'checkpoint')):
+        settle(directory)
     saver.save(session, os.path.join(directory, 'saving'), write_state=False)
     write_state(directory, 'saving')
-    for path in glob.glob(os.path.join(glob.escape(directory), 'saving.*')):
-        replace_file(path, os.path.join(directory, 'model.ckpt' + path[path.rindex('saving') + 6:]))
+    settle(directory)
+
+
+def settle(directory):
+    """Gives new weights, if the state file names any, their final name."""
+    if read_state(directory) != 'saving':
+        return
+    saved = glob.glob(os.path.join(glob.escape(directory), 'saving.*'))
+    for path in saved:
+        ending = os.path.basename(path)[len('saving'):]
+        replace_file(path, os.path.join(directory, 'model.ckpt' + ending))
     write_state(directory, 'model.ckpt')
-    for path in glob.glob(os.path.join(glob.escape(directory), 'saving.*')):
+    for path in saved:
         os.remove(path)
 
 

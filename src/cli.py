@@ -12,12 +12,14 @@ import numbers
 import os
 import re
 import secrets
+import signal
 import sys
 import warnings
 
 import fire
 
 from checkpoint import ModelError
+
 
 class UserError(Exception):
     """Something the user can put right, in one line that says how; the command exits with 1."""
@@ -33,8 +35,7 @@ def run(function):
     A parameter with a text as its default, or annotated with str, is a text flag: its value is
     taken as it stands. Any other value is read as a Python literal.
     """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(encoding='utf-8', errors='surrogateescape')
+    open_streams()
     try:
         arguments = parse(function, sys.argv[1:])
         if arguments is None:
@@ -44,14 +45,32 @@ def run(function):
             fire.Fire(fire.decorators.SetParseFns(**text_flags)(function), command=arguments)
         sys.stdout.flush()
     except (UserError, ModelError) as error:
-        print('%s: %s' % (os.path.basename(sys.argv[0]), error), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        fail(error, 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output, `head` for one, has all it wants. What is still buffered must
-        # go somewhere when Python exits.
+    except OSError as error:
+        # What is still buffered must go somewhere when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader, `head` for one, has enough
+            fail(error, 1)
+
+
+def open_streams():
+    """Makes the standard streams UTF-8, and leads those that are closed nowhere."""
+    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stdout = sys.stdout or open(os.devnull, 'w')
+    sys.stderr = sys.stderr or open(os.devnull, 'w')
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding='utf-8', errors='surrogateescape')
+
+
+def fail(error, status):
+    """Ends the command with an error, in one line on stderr."""
+    line = ' '.join(str(error).split())
+    print('%s: %s' % (os.path.basename(sys.argv[0]), line), file=sys.stderr)
+    sys.exit(status)
 
 
 # Arguments
@@ -130,13 +149,12 @@ def flag_name(function, flag):
 
 # Values
 
-def check_int(name, value, minimum, maximum=math.inf):
+def check_int(name, value, minimum, maximum=2**31 - 1):
     """Raises UsageError unless a flag's value is an int in a range, both ends included."""
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_int or not minimum <= value <= maximum:
-        limit = '' if maximum == math.inf else ' and at most %d' % maximum
-        raise UsageError('--%s must be a whole number, at least %d%s, not %r'
-                         % (name, minimum, limit, value))
+        raise UsageError('--%s must be a whole number from %d to %d, not %r'
+                         % (name, minimum, maximum, value))
 
 
 def check_number(name, value, allowed, wanted):
@@ -153,7 +171,7 @@ def check_number(name, value, allowed, wanted):
 def check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p):
     """Raises UsageError unless the flags that all sampling scripts share make sense."""
     if seed is not None:
-        check_int('seed', seed, 0)
+        check_int('seed', seed, 0, 2**64 - 1)
     check_int('batch_size', batch_size, 1)
     if length is not None:
         check_int('length', length, 1)
@@ -194,12 +212,16 @@ def import_tensorflow():
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     warnings.simplefilter('ignore')
+    # Some of the modules swallow a KeyboardInterrupt: until they are there, Ctrl-C ends us at once.
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         with silent_stderr():
             import tensorflow.compat.v1 as tf
     except ImportError as error:
         raise UserError('TensorFlow cannot be imported (%s); install it with '
                         'python3 -m pip install -r requirements.txt' % error)
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
     tf.logging.set_verbosity(tf.logging.ERROR)
     return tf
 

@@ -1,15 +1,15 @@
 """Text to tokens and back: the byte-level byte-pair encoding (BPE) of GPT-2.
 
 A text is cut into words (a space belongs to the word after it), and each word is written as its
-UTF-8 bytes, one token a byte. Then neighbouring tokens are joined. Which pairs may join, and which
-go first, was learned once from a large text: `vocab.bpe` lists the pairs, the most frequent first.
-Every word is joined by that list, from its first line to its last, and `encoder.json` gives each
-token its id. As all 256 bytes are tokens themselves, any text can be written in tokens, and
-joining the tokens' bytes gives the text back.
+UTF-8 bytes, one token a byte. Then neighbouring tokens are joined. Which pairs may join was learned
+once from a large text, the most frequent pair first. `vocab.bpe` lists them in that order, and
+every word is joined by the list, from its first line to its last; `encoder.json` gives each token
+its id. As all 256 bytes are tokens themselves, any text can be written in tokens, and the bytes of
+these tokens in a row are the text again.
 
 Both files write a byte as one printable character, its symbol: `a` stands for itself, and `Ġ` is
 the space. A vocabulary of the 256 bytes and four merges shows it all. `low` is joined in two steps,
-l+o and lo+w; ` lower` in four, and two tokens remain of it:
+l+o and lo+w, to one token; ` lower` in four, to two:
 
 >>> merges = [('l', 'o'), ('lo', 'w'), ('e', 'r'), ('Ġ', 'low')]
 >>> symbols = [*byte_symbols().values(), 'lo', 'low', 'er', 'Ġlow']
@@ -39,13 +39,14 @@ UNICODE_WORD = regex.compile(WORD.format(L=r'\p{L}', N=r'\p{N}'))
 ASCII_WORD = re.compile(WORD.format(L='A-Za-z', N='0-9'), re.ASCII)
 
 # A long text is cut into stretches, so that its words never all lie in memory at once and most
-# stretches are ASCII. No word goes on from another character to white space: there it is safe to cut.
+# stretches are ASCII. It is safe to cut before white space that follows something else: no word
+# goes on there.
 STRETCH = regex.compile(r'.{1,1024}\s*\S*', regex.DOTALL)
 
-# Most words of a text have been met before. The cache is emptied when it holds this many words, and
-# takes no longer ones: that bounds it to some 30 MB.
-CACHED_WORDS = 2 ** 16
-CACHED_LENGTH = 32
+# Most words of a text have been met before, so the tokens of short words are kept. When they are
+# this many, they are dropped and collected anew: 20 MB of English, 100 MB at the very worst.
+SHORT_WORD = 32
+KEPT_WORDS = 2 ** 16
 
 
 def byte_symbols():
@@ -68,24 +69,44 @@ def find_words(text):
 def join(tokens, ranks, results):
     """Joins neighbouring tokens until no pair of neighbours has a rank.
 
-    The lowest rank goes first, at all its places from left to right. The tokens form a linked list
-    and the pairs wait by rank, so the work grows as n log n, not as the square of n.
+    The pair of the lowest rank goes first, at all its places from left to right.
 
     Args:
-      tokens: list of n ids; it is used up.
+      tokens: list of one id or more; it is used up.
       ranks: dict, (left id, right id) -> rank.
       results: list, rank -> id of the joined token.
 
     Returns:
       The list of ids that remain.
     """
+    never = len(results)
+    tokens.append(None)  # joins with no token: the neighbour of the last, and (as -1) of the first
+    pair_ranks = [ranks.get(pair, never) for pair in zip(tokens, tokens[1:])]
+    while True:
+        rank = min(pair_ranks)
+        if rank == never:
+            return tokens[:-1]
+        while rank in pair_ranks:
+            i = pair_ranks.index(rank)
+            tokens[i] = results[rank]
+            del tokens[i + 1], pair_ranks[i]
+            pair_ranks[i - 1] = ranks.get((tokens[i - 1], tokens[i]), never)
+            pair_ranks[i] = ranks.get((tokens[i], tokens[i + 1]), never)
+
+
+def join_long(tokens, ranks, results):
+    """Does as join(), in time that grows as n log n instead of the square of the number of tokens.
+
+    The pairs wait by rank instead of being searched, and the tokens form a linked list, from which
+    one can go without moving the others: `before` and `after` hold the positions of neighbours.
+    """
     n = len(tokens)
-    tokens.append(None)               # Has no rank with any; ends the list both as n and as -1.
-    before = list(range(-1, n))       # tokens[before[i]], tokens[i] are neighbours,
-    after = list(range(1, n + 1))     # and so are tokens[i], tokens[after[i]].
-    places = defaultdict(list)        # rank -> positions of the left tokens of its pairs
-    queue = []                        # heap of the ranks in places
-    fresh = range(n)                  # positions of the left tokens of new pairs
+    tokens.append(None)
+    before = list(range(-1, n))
+    after = list(range(1, n + 1))
+    places = defaultdict(list)  # rank -> positions of the left tokens of its pairs
+    queue = []                  # heap of the ranks in places
+    fresh = range(n)            # positions of the left tokens of new pairs
     while True:
         for i in fresh:
             rank = ranks.get((tokens[i], tokens[after[i]]))
@@ -99,23 +120,23 @@ def join(tokens, ranks, results):
         fresh = []
         for i in sorted(places.pop(rank)):
             j = after[i]
-            if ranks.get((tokens[i], tokens[j])) == rank:  # else one is joined to another by now
+            if ranks.get((tokens[i], tokens[j])) == rank:  # else one has been joined to another
                 tokens[i], tokens[j] = results[rank], None
                 after[i] = after[j]
                 before[after[i]] = i
                 fresh += before[i], i
 
 
-class Cache(dict):
-    """A bounded dict that computes what it lacks: word -> function(word)."""
+class Memory(dict):
+    """Word -> function(word), computed when a word is first asked for; it keeps the short words."""
 
     def __init__(self, function):
         self.function = function
 
     def __missing__(self, word):
         value = self.function(word)
-        if len(word) <= CACHED_LENGTH:
-            if len(self) >= CACHED_WORDS:
+        if len(word) <= SHORT_WORD:
+            if len(self) >= KEPT_WORDS:
                 self.clear()
             self[word] = value
         return value
@@ -139,14 +160,14 @@ class Encoder:
         byte_of = {symbol: bytes([byte]) for byte, symbol in symbols.items()}
         self._bytes = [b''.join(byte_of.get(c) or c.encode('utf-8', 'replace') for c in token)
                        for token in sorted(encoder, key=encoder.get)]
-        self._cache = Cache(self._encode_word)
+        self._memory = Memory(self._encode_word)
 
     def encode(self, text):
         """Returns the list of the text's token ids. A lone surrogate counts as U+FFFD."""
         text = text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
         tokens = []
         for words in find_words(text):
-            tokens.extend(chain.from_iterable(map(self._cache.__getitem__, words)))
+            tokens.extend(chain.from_iterable(map(self._memory.__getitem__, words)))
         return tokens
 
     def decode(self, tokens):
@@ -154,8 +175,9 @@ class Encoder:
         return b''.join(map(self._token_bytes, tokens)).decode('utf-8', 'replace')
 
     def _encode_word(self, word):
-        byte_ids = self._byte_ids
-        return join([byte_ids[byte] for byte in word.encode('utf-8')], self._ranks, self._results)
+        tokens = [self._byte_ids[byte] for byte in word.encode('utf-8')]
+        join_word = join if len(word) <= SHORT_WORD else join_long
+        return join_word(tokens, self._ranks, self._results)
 
     def _token_bytes(self, token):
         integer = isinstance(token, numbers.Integral) and not isinstance(token, bool)
@@ -179,10 +201,11 @@ def get_encoder(model_name, models_dir='models'):
 
 def read_encoder(path):
     """Reads encoder.json: returns a dict, token -> id."""
+    text = read_text(path)
     try:
-        encoder = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise damaged(f'{path}, line {error.lineno}', 'this is not JSON') from error
+        encoder = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f'this is not JSON: {error}') from error
     if not isinstance(encoder, dict) or any(type(i) is not int for i in encoder.values()):
         raise damaged(path, 'this is not a dictionary of tokens and their ids')
     if sorted(encoder.values()) != list(range(len(encoder))):
@@ -194,14 +217,14 @@ def read_encoder(path):
 
 
 def read_merges(path, encoder):
-    """Reads vocab.bpe, a merge a line: returns a list of pairs of tokens in encoder."""
+    """Reads vocab.bpe, a merge a line: returns a list of pairs of tokens."""
     merges = []
     for number, line in enumerate(read_text(path).rstrip('\n').split('\n'), start=1):
         if number == 1 and line.startswith('#version'):
             continue
         pair = tuple(line.split())
         if len(pair) != 2:
-            raise damaged(f'{path}, line {number}', f'{line!r} is not a pair of tokens')
+            raise damaged(f'{path}, line {number}', f'{line[:40]!r} is not a pair of tokens')
         for token in (*pair, ''.join(pair)):
             if token not in encoder:
                 raise damaged(f'{path}, line {number}', f'{token!r} is not in encoder.json')
@@ -215,7 +238,7 @@ def read_text(path):
         with open(path, encoding='utf-8-sig') as file:
             return file.read()
     except UnicodeDecodeError as error:
-        raise damaged(path, f'the byte at {error.start} is not UTF-8') from error
+        raise damaged(path, 'this is not UTF-8 text') from error
 
 
 def damaged(where, problem):

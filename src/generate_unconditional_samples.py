@@ -36,7 +36,7 @@ def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=
                                  top_p=top_p)
         checkpoint.restore(session, directory)
         seed = cli.choose_seed(seed)
-        start = [encoder.encoder['<|endoftext|>']]
+        start = [encoder.encoder[checkpoint.END_OF_TEXT]]
         numbers = itertools.count() if nsamples == 0 else iter(range(nsamples))
         while True:
             indices = list(itertools.islice(numbers, batch_size))

@@ -10,10 +10,12 @@ Letters in the shape comments, here and in the modules that build on this one:
     S  sequence: positions of this call    E  width of the model, n_embd
     P  past: positions of earlier calls    H  attention heads, n_head
     T  positions attended to, P + S        D  width of a head, E / H
-    L  layers, n_layer
+    L  layers, n_layer                     N  tokens of this call, B x S
+
+All but attention treats every token by itself, so it works on the tokens of all texts in one row,
+[N, ...].
 """
 
-import functools
 import math
 import types
 
@@ -49,7 +51,7 @@ def gelu(x):
 
 
 def norm(x, scope):
-    """Layer normalization over the last axis (Ba et al. 2016): zero mean, unit variance, g x + b."""
+    """Layer normalization (Ba et al. 2016): g x + b, x of mean 0 and variance 1, last axis."""
     with tf.variable_scope(scope):
         width = x.shape[-1]
         g = tf.get_variable('g', [width], initializer=tf.ones_initializer())
@@ -59,15 +61,13 @@ def norm(x, scope):
 
 
 def dense(x, n_out, scope, stddev=0.02):
-    """x w + b over the last axis, [..., n_in] -> [..., n_out]."""
+    """x w + b, [N, n_in] -> [N, n_out]."""
     with tf.variable_scope(scope):
-        *start, n_in = shape_list(x)
+        n_in = x.shape.as_list()[-1]
         w = tf.get_variable('w', [1, n_in, n_out],
                             initializer=tf.random_normal_initializer(stddev=stddev))
         b = tf.get_variable('b', [n_out], initializer=tf.zeros_initializer())
-        # As one matrix product of two matrices, which TensorFlow fuses with the bias.
-        y = tf.matmul(tf.reshape(x, [-1, n_in]), tf.reshape(w, [n_in, n_out]))
-        return tf.reshape(tf.nn.bias_add(y, b), start + [n_out])
+        return tf.nn.bias_add(tf.matmul(x, tf.squeeze(w, axis=0)), b)
 
 
 def causal_mask(n_queries, n_keys):
@@ -90,30 +90,39 @@ def attention(q, k, v, mask):
     return tf.matmul(tf.nn.softmax(scores), v)
 
 
-def block(x, attend, hparams, scope):
-    """One transformer block on x [B, S, E]: attention, then a two-layer perceptron.
+def split_heads(x, n_batch, n_seq, n_head):
+    """[N, 3E] -> queries, keys and values, each [B, H, S, D]."""
+    x = tf.reshape(x, [n_batch, n_seq, 3, n_head, x.shape.as_list()[-1] // (3 * n_head)])
+    return tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
 
-    Each is normalized at its input and added to what it was given. `attend(q, k, v)`, all
-    [B, H, S, D] of these positions alone, returns [B, H, S, D]: whoever builds the graph
-    decides which other keys and values there are and where they live.
+
+def merge_heads(x, n_embd):
+    """[B, H, S, D] -> [N, E]."""
+    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, n_embd])
+
+
+def before_attention(x):
+    """The part of a block before its attention: x [N, E] -> queries, keys, values [N, 3E]."""
+    h = norm(x, 'ln_1')
+    with tf.variable_scope('attn'):
+        return dense(h, 3 * x.shape.as_list()[-1], 'c_attn')
+
+
+def after_attention(x, a, n_layer):
+    """The part of a block after its attention: its input x and the heads' a [N, E] -> [N, E].
+
+    The attention's projection, then a perceptron of two layers, are added to x.
     """
-    n_batch, n_seq, n_embd = shape_list(x)
-    heads = [n_batch, n_seq, 3, hparams.n_head, n_embd // hparams.n_head]
-    # Both projections add to the residual stream, 2L times in all: a smaller start keeps its
-    # variance from growing with depth.
-    residual_stddev = 0.02 / math.sqrt(2 * hparams.n_layer)
-    with tf.variable_scope(scope):
-        h = norm(x, 'ln_1')
-        with tf.variable_scope('attn'):
-            qkv = tf.reshape(dense(h, 3 * n_embd, 'c_attn'), heads)  # [B, S, 3, H, D]
-            q, k, v = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # each [B, H, S, D]
-            a = tf.transpose(attend(q, k, v), [0, 2, 1, 3])  # [B, S, H, D]
-            a = tf.reshape(a, [n_batch, n_seq, n_embd])
-            x += dense(a, n_embd, 'c_proj', residual_stddev)
-        h = norm(x, 'ln_2')
-        with tf.variable_scope('mlp'):
-            h = gelu(dense(h, 4 * n_embd, 'c_fc'))
-            return x + dense(h, n_embd, 'c_proj', residual_stddev)
+    n_embd = x.shape.as_list()[-1]
+    # 2L projections are added up from the first block to the last: a smaller start for each keeps
+    # the variance of the sum from growing with the depth.
+    stddev = 0.02 / math.sqrt(2 * n_layer)
+    with tf.variable_scope('attn'):
+        x += dense(a, n_embd, 'c_proj', stddev)
+    h = norm(x, 'ln_2')
+    with tf.variable_scope('mlp'):
+        h = gelu(dense(h, 4 * n_embd, 'c_fc'))
+        return x + dense(h, n_embd, 'c_proj', stddev)
 
 
 def embeddings(hparams):
@@ -128,25 +137,31 @@ def embeddings(hparams):
 
 
 def transformer(hparams, X, positions, attend):
-    """Everything but the output: X [B, S] token ids -> [B, S, E], normalized.
+    """Everything but the output layer: token ids X [B, S] -> [B, S, E], normalized.
 
-    positions [B, S] or [S], counted from the first token of each text;
-    `attend(layer, q, k, v)` as in `block`.
+    Args:
+      positions: int32 [B, S] or [S], counted from the first token of each text.
+      attend: a function of a layer's number and its queries, keys and values of these positions,
+        [B, H, S, D] each, which returns what the heads attend to, [B, H, S, D]. Whoever builds
+        the graph decides with it which other keys and values there are and where they live.
     """
+    n_batch, n_seq = shape_list(X)
     wte, wpe = embeddings(hparams)
     h = tf.gather(wte, X) + tf.gather(wpe, positions)  # [B, S, E]
+    h = tf.reshape(h, [-1, hparams.n_embd])  # [N, E]
     for layer in range(hparams.n_layer):
-        h = block(h, functools.partial(attend, layer), hparams, 'h%d' % layer)
-        tf.add_to_collection('checkpoints', h)
-    return norm(h, 'ln_f')
+        with tf.variable_scope('h%d' % layer):
+            qkv = split_heads(before_attention(h), n_batch, n_seq, hparams.n_head)
+            a = merge_heads(attend(layer, *qkv), hparams.n_embd)
+            h = after_attention(h, a, hparams.n_layer)
+            tf.add_to_collection('checkpoints', h)
+    return tf.reshape(norm(h, 'ln_f'), [n_batch, n_seq, hparams.n_embd])
 
 
 def head(hparams, h):
-    """The output layer: h [..., E] -> logits [..., V], with the token embeddings as weights."""
+    """The output layer: h [N, E] -> logits [N, V], with the token embeddings as its weights."""
     wte, _ = embeddings(hparams)
-    *start, n_embd = shape_list(h)
-    logits = tf.matmul(tf.reshape(h, [-1, n_embd]), wte, transpose_b=True)
-    return tf.reshape(logits, start + [hparams.n_vocab])
+    return tf.matmul(h, wte, transpose_b=True)
 
 
 def variables(scope='model', reuse=tf.AUTO_REUSE):
@@ -174,7 +189,7 @@ def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
       keys and values of this call's positions. Each block's output joins the graph collection
       `checkpoints`, where memory-saving gradients look for it.
     """
-    n_seq = shape_list(X)[1]
+    n_batch, n_seq = shape_list(X)
     n_past = 0 if past is None else shape_list(past)[-2]
     mask = causal_mask(n_seq, n_past + n_seq)
     presents = []
@@ -188,4 +203,6 @@ def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
 
     with variables(scope, reuse):
         h = transformer(hparams, X, tf.range(n_past, n_past + n_seq), attend)
-        return {'logits': head(hparams, h), 'present': tf.stack(presents, axis=1)}
+        logits = head(hparams, tf.reshape(h, [-1, hparams.n_embd]))
+        logits = tf.reshape(logits, [n_batch, n_seq, hparams.n_vocab])
+        return {'logits': logits, 'present': tf.stack(presents, axis=1)}

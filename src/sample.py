@@ -8,8 +8,8 @@ Keys and values of earlier positions stay in a cache that is made once and writt
 slot a token. `sample_sequence` does everything in one graph; a `Sampler` keeps the cache on the
 device between session calls, so that a program can show, save or interrupt texts as they grow.
 
-Letters in the shape comments are those of `model.py`; besides, N is the number of new tokens and
-R the side of the square grid that `draw` lays the vocabulary out in.
+Letters in the shape comments are those of `model.py`, but N is the number of new tokens here, and R
+the side of the square grid that `draw` lays the vocabulary out in.
 """
 
 import collections
@@ -113,6 +113,7 @@ def pick(logits, uniforms, temperature=1, top_k=0, top_p=1):
     """
     if temperature == 0:
         return tf.argmax(logits, axis=-1, output_type=tf.int32)
+    temperature = max(temperature, 1e-30)  # what float32 rounds to 0 means the likeliest, too
     logits = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / temperature
     return draw(top_p_logits(top_k_logits(logits, top_k), top_p), uniforms)
 
@@ -152,7 +153,8 @@ def step(hparams, tokens, positions, cache):
     """Reads tokens int32 [B, S], the next ones of each row, at positions int32 [B, S].
 
     A row sees its own earlier positions alone: slots after a position get weight exactly zero,
-    whatever they hold.
+    whatever they hold. As the cache is written in place, a later step on it must depend on this
+    one's output, as the next token does.
 
     Returns:
       The output of the last block, normalized, float32 [B, S, E] (`model.head` makes logits of
@@ -273,6 +275,16 @@ def check_window(hparams, n_context, length):
                          % (n_context, length, excess, hparams.n_ctx))
 
 
+def check_prompts(hparams, prompts):
+    """Raises ValueError if a prompt has no tokens, an id that is none, or is beyond the window."""
+    for prompt in prompts:
+        if not prompt:
+            raise ValueError('a prompt has no tokens')
+        if not 0 <= min(prompt) <= max(prompt) < hparams.n_vocab:
+            raise ValueError('a prompt has an id that is not in 0 to %d' % (hparams.n_vocab - 1))
+        check_window(hparams, len(prompt), 1)
+
+
 # Randomness
 
 def random_stream(seed, index):
@@ -312,6 +324,7 @@ class Sampler:
         """
         self.hparams = hparams
         self.greedy = temperature == 0
+        self.stop_token = stop_token
         self._session = session
         self._slots = 0  # of the cache now
         self._filled = 0  # of them, in the longest row
@@ -349,14 +362,8 @@ class Sampler:
           ValueError: a prompt is empty, longer than the window, or has an id beyond the
             vocabulary.
         """
+        check_prompts(self.hparams, prompts)
         lengths = [len(prompt) for prompt in prompts]
-        for prompt in prompts:
-            if not prompt:
-                raise ValueError('a prompt has no tokens')
-            check_window(self.hparams, len(prompt), 1)
-            if not 0 <= min(prompt) <= max(prompt) < self.hparams.n_vocab:
-                raise ValueError('a prompt has an id that is not in 0 to %d'
-                                 % (self.hparams.n_vocab - 1))
         self._filled = max(lengths) - 1
         self._slots = self._slots_for(self._filled + 1)
         tokens = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
@@ -376,15 +383,16 @@ class Sampler:
           ValueError: the longest row would go beyond the window.
         """
         check_window(self.hparams, self._filled + 1, length)
-        self._filled += length
-        if self._filled > self._slots:
-            slots = self._slots_for(self._filled)
+        if self._filled + length > self._slots:
+            slots = self._slots_for(self._filled + length)
             self._session.run(self._grow, {self._n: slots - self._slots})
             self._slots = slots
         feed = {self._n: length}
         if not self.greedy:
             feed[self._uniforms] = uniforms
-        return self._session.run(self._decode, feed)
+        tokens = self._session.run(self._decode, feed)
+        self._filled += tokens.shape[1]
+        return tokens
 
     def _slots_for(self, n):
         """Returns a number of slots, at least n, that spares growing the cache for a while."""
@@ -411,7 +419,8 @@ def generate(sampler, prompts, indices, *, seed, length, chunk_seconds=0.5):
     the text, nor do the other prompts in the batch.
 
     Args:
-      sampler: a Sampler, or anything with its `hparams`, `greedy`, `start` and `decode`.
+      sampler: a Sampler, or anything else with its `hparams`, `greedy`, `stop_token`, `start`
+        and `decode`.
       prompts: lists of ids.
       indices: the number of each sample in the run, ints >= 0.
       seed: of the run, an int >= 0. Seed and index decide a sample's randomness.
@@ -421,9 +430,10 @@ def generate(sampler, prompts, indices, *, seed, length, chunk_seconds=0.5):
       int32 [B, N], the next N tokens of each row, until there are `length` or all rows are done.
     """
     streams = [random_stream(seed, index) for index in indices]
+    done = np.zeros(len(prompts), dtype=bool)
     sampler.start(prompts)
     chunk = 1
-    while length > 0:
+    while length > 0 and not done.all():
         chunk = min(chunk, length)
         began = time.monotonic()
         noise = None if sampler.greedy else random_uniforms(streams, chunk,
@@ -431,8 +441,8 @@ def generate(sampler, prompts, indices, *, seed, length, chunk_seconds=0.5):
         tokens = sampler.decode(chunk, noise)
         rate = chunk / (time.monotonic() - began)
         yield tokens
-        if tokens.shape[1] < chunk:
-            return
+        if sampler.stop_token is not None:
+            done |= (tokens == sampler.stop_token).any(axis=1)
         length -= chunk
         chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
 

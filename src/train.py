@@ -4,14 +4,14 @@ import collections
 import glob
 import math
 import os
+import sys
 
 import numpy as np
 from tqdm import tqdm
 
 import checkpoint
 import cli
-
-END_OF_TEXT = '<|endoftext|>'
+from checkpoint import END_OF_TEXT
 
 # The nodes of the training graph: token ids int32 [B, S + 1] and the rate go in; a training step,
 # the mean loss of the batch and the sum of its losses, in nats, come out.
@@ -50,10 +50,10 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, steps
     cli.check_number('held_out', held_out, lambda value: 0 < value < 1, 'above 0 and below 1')
     cli.check_int('val_every', val_every, 1)
     cli.check_int('seed', seed, 0, 2**31 - 1)
-    directory = output_directory(output, models_dir)
     start = checkpoint.open_model(model_name, models_dir, weights=not scratch)
     seq_len = start.hparams.n_ctx if seq_len is None else seq_len
     cli.check_int('seq_len', seq_len, 2, start.hparams.n_ctx)
+    directory = output_directory(output, models_dir)
 
     train_text, held_out_text = split(read_text(data), held_out)
     train_tokens = encode_documents(start.encoder, train_text)
@@ -82,6 +82,7 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, steps
             checkpoint.save(session, saver, directory, start.directory)
         tqdm.write('step %d: training loss %.4f, held-out loss %.4f nats per token, %.4f bits per '
                    'byte%s' % (done, np.mean(losses), nats, bits, ', kept' if kept else ''))
+        sys.stdout.flush()
         losses = []
 
     with tf.Session() as session:
@@ -108,16 +109,22 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, steps
 
 
 def output_directory(name, models_dir):
-    """Returns the directory of the model to write.
+    """Makes the directory of the model to write, and returns it.
 
     Raises:
-      UserError: no name is given, or a model of that name is there already.
+      UserError: no name is given, a model of that name is there already, or it cannot be made.
     """
     if not name:
         raise cli.UsageError('--output is missing: give the name of the model to write')
+    if os.path.basename(name) != name or name in ('.', '..'):
+        raise cli.UsageError('--output must be a name, not a path such as %r' % name)
     directory = os.path.join(models_dir, name)
-    if os.path.exists(os.path.join(directory, 'checkpoint')):
+    if os.path.exists(os.path.join(directory, 'hparams.json')):
         raise cli.UserError('%s holds a model already; give another --output' % directory)
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise cli.UserError('%s cannot be made: %s' % (directory, error.strerror))
     return directory
 
 

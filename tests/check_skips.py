@@ -1,0 +1,55 @@
+"""Fails when a test was skipped in every environment that the tests ran in.
+
+    python3 tests/check_skips.py leg1.xml leg2.xml ...
+
+The files are pytest's JUnit reports (`--junitxml`), one from each environment. A test that only a
+GPU can run, and whose reason for skipping says so, is let off.
+"""
+
+import re
+import sys
+import xml.etree.ElementTree
+
+
+def read_report(path):
+    """Returns the names of the tests that ran, and a dict from those that were skipped to why.
+
+    A module skipped as a whole stands in a report as one test with the module's name.
+    """
+    ran, skipped = set(), {}
+    for case in xml.etree.ElementTree.parse(path).iter('testcase'):
+        name = '.'.join(filter(None, [case.get('classname'), case.get('name')]))
+        skip = case.find('skipped')
+        if skip is None or skip.get('type') == 'pytest.xfail':  # an expected failure did run
+            ran.add(name)
+        else:
+            skipped[name] = ' '.join([skip.get('message') or '', skip.text or ''])
+    return ran, skipped
+
+
+def skipped_everywhere(reports):
+    """Returns a dict of the tests that ran in no report, to the reasons, GPU tests left out."""
+    ran = set().union(*(report_ran for report_ran, _ in reports))
+    reasons = {}
+    for _, skipped in reports:
+        for name, reason in skipped.items():
+            if not any(other == name or other.startswith(name + '.') for other in ran):
+                reasons.setdefault(name, []).append(reason)
+    return {name: those for name, those in reasons.items()
+            if not all(re.search(r'\bGPU\b', reason) for reason in those)}
+
+
+def main(paths):
+    reports = [read_report(path) for path in paths]
+    if not all(ran for ran, _ in reports):
+        sys.exit('A report holds no test that ran: %s' % ' '.join(paths))
+    left = skipped_everywhere(reports)
+    for name, reasons in sorted(left.items()):
+        print('Skipped in every environment: %s: %s' % (name, ' | '.join(sorted(set(reasons)))))
+    if left:
+        sys.exit('%d tests ran nowhere.' % len(left))
+    print('Every test ran in at least one of %d environments.' % len(reports))
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

@@ -1,0 +1,486 @@
+"""The two sampling scripts as their users meet them: as processes, at a terminal and in pipes."""
+import inspect
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+import cli
+import generate_unconditional_samples as unconditional
+import interactive_conditional_samples as interactive
+import train
+
+UNCONDITIONAL = 'generate_unconditional_samples.py'
+INTERACTIVE = 'interactive_conditional_samples.py'
+PROMPT = 'Model prompt >>> '
+LONG = os.environ.get('GPT2_TEST_LONG') == '1'
+
+
+def numbered(texts, first=1):
+    """The historic output format: each text under a line with its number."""
+    return ''.join('=' * 40 + ' SAMPLE %d ' % number + '=' * 40 + '\n' + text + '\n'
+                   for number, text in enumerate(texts, first))
+
+
+def answer(texts):
+    """The same of the interactive script, which draws a line below the last."""
+    return numbered(texts) + '=' * 80 + '\n'
+
+
+def called(function, tf, capsys, **flags):
+    """Calls a script's function in this process: returns its stdout and stderr."""
+    with tf.Graph().as_default():
+        function(**flags)
+    return capsys.readouterr()
+
+
+# ---- unconditional -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('batch_size', [1, 3])
+def test_unconditional_samples_are_the_references(command, tiny, batch_size):
+    status, stdout, stderr = command(
+        UNCONDITIONAL, *tiny.flags, '--seed', 4, '--nsamples', 7, '--length', 12,
+        '--batch_size', batch_size).run()
+    assert stdout == numbered(tiny.samples(range(7), seed=4, length=12))
+    assert (status, stderr) == (0, '')
+
+
+@pytest.mark.parametrize('batch_size', [2, 7, 8])
+def test_the_batch_size_changes_nothing(tf, tiny, capsys, batch_size):
+    stdout, _ = called(unconditional.sample_model, tf, capsys, model_name=tiny.name,
+                       models_dir=str(tiny.models_dir), seed=4, nsamples=7, length=12,
+                       batch_size=batch_size)
+    assert stdout == numbered(tiny.samples(range(7), seed=4, length=12))
+
+
+@pytest.mark.parametrize('options', [
+    {'temperature': 0}, {'temperature': 0.7}, {'temperature': 3.5}, {'top_k': 1}, {'top_k': 257},
+    {'top_p': 1e-9}, {'top_p': 0.6}, {'temperature': 2, 'top_k': 20, 'top_p': 0.9}], ids=str)
+def test_options_reach_the_sampler(tf, tiny, capsys, options):
+    stdout, _ = called(unconditional.sample_model, tf, capsys, model_name=tiny.name,
+                       models_dir=str(tiny.models_dir), seed=2, nsamples=2, length=12,
+                       batch_size=2, **options)
+    assert stdout == numbered(tiny.samples(range(2), seed=2, length=12, **options))
+
+
+def test_a_temperature_too_small_for_a_float_is_as_good_as_none(tf, tiny, capsys):
+    stdout, _ = called(unconditional.sample_model, tf, capsys, model_name=tiny.name,
+                       models_dir=str(tiny.models_dir), seed=2, nsamples=1, length=12,
+                       temperature=1e-50)
+    assert stdout == numbered(tiny.samples([0], seed=2, length=12, temperature=0))
+
+
+def test_the_default_length_is_the_whole_window(tf, tiny, capsys):
+    stdout, stderr = called(unconditional.sample_model, tf, capsys, model_name=tiny.name,
+                            models_dir=str(tiny.models_dir), seed=2, nsamples=1)
+    assert stdout == numbered(tiny.samples([0], seed=2, length=32))
+    assert stderr == ''
+
+
+def test_without_a_seed_one_is_told_and_reproduces_the_text(command, tf, tiny, capsys):
+    runs = []
+    for _ in range(2):
+        status, stdout, stderr = command(UNCONDITIONAL, *tiny.flags, '--nsamples', 2).run()
+        assert status == 0
+        seed = int(re.match(r'seed (\d+)\n$', stderr).group(1))
+        assert called(unconditional.sample_model, tf, capsys, model_name=tiny.name,
+                      models_dir=str(tiny.models_dir), nsamples=2, seed=seed) == (stdout, '')
+        runs.append((seed, stdout))
+    assert runs[0][0] != runs[1][0] and runs[0][1] != runs[1][1]
+
+
+def test_a_reader_may_leave_early(command, tiny):
+    """As with `| head -n 3`, while samples are made for ever."""
+    script = command(UNCONDITIONAL, *tiny.flags, '--seed', 4).start()
+    head = subprocess.Popen(['head', '-n', '3'], stdin=script.stdout, stdout=subprocess.PIPE)
+    script.stdout.close()
+    first = head.communicate(timeout=120)[0]
+    _, stderr = script.communicate(timeout=120)
+    expected = numbered(tiny.samples(range(3), seed=4, length=32)).encode('utf-8')
+    assert first == b''.join(expected.splitlines(True)[:3])
+    assert (script.returncode, stderr) == (0, b'')
+
+
+def test_ctrl_c_ends_unconditional_sampling(command, tiny):
+    script = command(UNCONDITIONAL, *tiny.flags, '--seed', 4, '--batch_size', 2).start()
+    read = b''
+    while b' SAMPLE 9 ' not in read:  # it goes on and on
+        read += os.read(script.stdout.fileno(), 4096)
+    script.send_signal(signal.SIGINT)
+    rest, stderr = script.communicate(timeout=120)
+    assert (script.returncode, stderr) == (130, b'')
+    expected = numbered(tiny.samples(range(9), seed=4, length=32)).encode('utf-8')
+    assert (read + rest).startswith(expected)
+
+
+# ---- interactive, in pipes ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def latin_1(tmp_path_factory):
+    """Environment variables of a locale whose characters are those of ISO 8859-1."""
+    folder = tmp_path_factory.mktemp('locales')
+    if not shutil.which('localedef') or subprocess.call(
+            ['localedef', '-i', 'en_US', '-f', 'ISO-8859-1', str(folder / 'en_US.ISO-8859-1')],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        pytest.skip('there is no localedef, or it lacks en_US or ISO-8859-1')
+    return {'LOCPATH': folder, 'LC_ALL': 'en_US.ISO-8859-1', 'PYTHONUTF8': None}
+
+
+LOCALES = {
+    'as it is': {},
+    'C': {'LC_ALL': 'C', 'PYTHONUTF8': None, 'PYTHONIOENCODING': None},
+    'ASCII': {'LC_ALL': 'C', 'PYTHONUTF8': 0, 'PYTHONCOERCECLOCALE': 0},
+    'a locale that is not there': {'LC_ALL': 'xx_XX.ISO-8859-1'},
+    'an encoding for Python': {'PYTHONIOENCODING': 'latin-1'},
+}
+
+
+def check_conversation(command, tiny, batch_size, env):
+    """Has a conversation in which everything occurs that may, through pipes."""
+    prompts = ['Hello', '', 'x' * 30, '你好 🙂é', '', 'y' * 27]  # 27 + 6 - 1 = 32
+    script = command(INTERACTIVE, *tiny.flags, '--seed', 5, '--nsamples', 3, '--length', 6,
+                     '--batch_size', batch_size, env=env)
+    status, stdout, stderr = script.run('\n'.join(prompts))  # without a newline after the last
+    assert stdout.startswith(PROMPT)
+    replies, made = [''] * len(prompts), 0
+    for number in [0, 3, 5]:
+        indices = range(made, made + 3)  # counted over the whole session
+        replies[number] = answer(tiny.samples(indices, seed=5, length=6, prompt=prompts[number]))
+        made += 3
+    assert stdout == PROMPT + PROMPT.join(replies) + PROMPT + '\n'
+    first, second, third = stderr.splitlines()
+    assert first == third and 'empty' in first
+    assert '3 tokens too long' in second and '30' in second and '27' in second
+    assert status == 0  # as after Ctrl-D
+
+
+@pytest.mark.parametrize('batch_size, locale', list(zip([1, 2, 3, 7, 4], LOCALES)))
+def test_a_conversation(command, tiny, batch_size, locale):
+    check_conversation(command, tiny, batch_size, LOCALES[locale])
+
+
+def test_a_conversation_in_a_latin_1_locale(command, tiny, latin_1):
+    check_conversation(command, tiny, 2, latin_1)
+
+
+def test_a_prompt_may_be_any_bytes(command, tiny):
+    """What is not UTF-8 is taken for U+FFFD, and a stray carriage return for text."""
+    script = command(INTERACTIVE, *tiny.flags, '--seed', 1, '--length', 4).start()
+    stdout, stderr = script.communicate(b'a\xffb\0\r\n', timeout=120)
+    assert (script.returncode, stderr) == (0, b'')
+    # One or three replacement characters would be as good; the answer must come, and only one.
+    assert stdout.decode('utf-8').count(' SAMPLE 1 ') == 1
+    assert stdout.decode('utf-8').count(PROMPT) == 2
+
+
+def test_the_default_length_leaves_half_the_window_to_the_prompt(tf, tiny, capsys, monkeypatch):
+    prompts = iter(['x' * 18, 'x' * 17])
+
+    def ask(text):
+        assert text == PROMPT
+        try:
+            return next(prompts)
+        except StopIteration:
+            raise EOFError
+
+    monkeypatch.setattr('builtins.input', ask)
+    stdout, stderr = called(interactive.interact_model, tf, capsys, model_name=tiny.name,
+                            models_dir=str(tiny.models_dir), seed=0)
+    assert stdout == answer(tiny.samples([0], seed=0, length=16, prompt='x' * 17)) + '\n'
+    assert stderr.count('\n') == 1 and '1 token' in stderr
+
+
+# ---- interactive, at a terminal ----------------------------------------------------------------
+
+LEFT, UP, BACKSPACE, CTRL_C, CTRL_D = '\x1b[D', '\x1b[A', '\x7f', '\x03', '\x04'
+
+
+@pytest.mark.parametrize('locale', ['as it is', 'C'])
+def test_editing_history_and_ctrl_d(command, tiny, locale):
+    screen = command(INTERACTIVE, *tiny.flags, '--seed', 5, '--length', 6,
+                     env=LOCALES[locale]).spawn()
+
+    def expect(text):
+        screen.expect_exact(text.replace('\n', '\r\n'))
+
+    def sample(index, prompt):
+        return answer(tiny.samples([index], seed=5, length=6, prompt=prompt))
+
+    expect(PROMPT)
+    screen.send('Hexlo' + LEFT + LEFT + BACKSPACE + 'l\r')
+    expect(sample(0, 'Hello'))
+    expect(PROMPT)
+    screen.send('你好 🙂x' + BACKSPACE + '\r')
+    expect(sample(1, '你好 🙂'))
+    expect(PROMPT)
+    screen.send(UP + UP + '\r')
+    expect(sample(2, 'Hello'))
+    expect(PROMPT)
+    screen.send('\r')
+    expect('empty')
+    expect(PROMPT)
+    screen.send(CTRL_D)
+    screen.expect(screen_end())
+    assert 'Traceback' not in screen.before
+    screen.close()
+    assert screen.exitstatus == 0
+
+
+def screen_end():
+    return pytest.importorskip('pexpect').EOF
+
+
+def test_ctrl_c_returns_to_the_prompt_and_there_it_leaves(command, tiny):
+    screen = command(INTERACTIVE, *tiny.flags, '--temperature', 0, '--length', 6,
+                     '--nsamples', 1000000).spawn()
+    samples = [numbered(tiny.samples([0], seed=0, length=6, prompt=prompt, temperature=0))
+               .replace('\n', '\r\n') for prompt in ['Hello', 'Hollo']]
+    screen.expect(r'seed \d+\r\n')
+    screen.expect_exact(PROMPT)
+    screen.send('Hello\r')
+    screen.expect_exact(samples[0])
+    screen.expect_exact(' SAMPLE 3 ')
+    screen.send(CTRL_C)
+    screen.expect_exact(PROMPT)
+    assert 'Traceback' not in screen.before and '=' * 81 not in screen.before
+    screen.send(UP + LEFT * 3 + BACKSPACE + 'o\r')  # what was typed before is still there
+    screen.expect_exact(samples[1])
+    screen.expect_exact(' SAMPLE 3 ')
+    screen.send(CTRL_C)
+    screen.expect_exact(PROMPT)
+    screen.send('half a prompt' + CTRL_C)
+    screen.expect(screen_end())
+    assert 'Traceback' not in screen.before and 'SAMPLE' not in screen.before
+    assert screen.before.endswith('\r\n')  # the shell's own prompt starts on a line of its own
+    screen.close()
+    assert screen.exitstatus == 130
+
+
+# ---- --help ------------------------------------------------------------------------------------
+
+SCRIPTS = {UNCONDITIONAL: unconditional.sample_model, INTERACTIVE: interactive.interact_model,
+           'train.py': train.train}
+
+
+@pytest.mark.parametrize('argument', ['--help', '-h'])
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_explains_every_flag(bare, script, argument):
+    status, stdout, stderr = bare(script, '--seed', 1, argument)
+    assert (status, stderr) == (0, '')
+    flags = {name: parameter.default
+             for name, parameter in inspect.signature(SCRIPTS[script]).parameters.items()
+             if parameter.default is not inspect.Parameter.empty}
+    assert set(re.findall(r'^--(\w+)  ', stdout, re.MULTILINE)) == set(flags)
+    for name, default in flags.items():
+        # Up to the next flag, and ending in the default.
+        explained = re.search(r'^--%s  +(.+(?:\n .+)*)' % name, stdout, re.MULTILINE).group(1)
+        if isinstance(default, (str, int, float)) and not isinstance(default, bool):
+            assert explained.endswith(': %s' % default) or (
+                float(explained.rpartition(': ')[2]) == default), name
+    assert 'Ctrl-C' in stdout
+    assert all(len(line) <= 100 for line in stdout.splitlines())
+
+
+def test_the_historic_flags_and_defaults():
+    historic = {'model_name': '124M', 'seed': None, 'nsamples': 1, 'batch_size': 1, 'length': None,
+                'temperature': 1, 'top_k': 0, 'top_p': 1, 'models_dir': 'models'}
+    for function, nsamples in [(interactive.interact_model, 1), (unconditional.sample_model, 0)]:
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in historic} == dict(
+            historic, nsamples=nsamples)
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+# (arguments, words that the message must have)
+BAD_FLAGS = [
+    ('--length 0', '--length 1'),
+    ('--length -1', '--length -1'),
+    ('--length abc', "--length 'abc'"),
+    ('--length 1.5', '--length 1.5'),
+    ('--length=', '--length'),
+    ('--length True', '--length True'),
+    ('--length [3]', '--length [3]'),
+    ('--length 33', '--length 32 33'),
+    ('--batch_size 0', '--batch_size 1'),
+    ('--batch_size -3', '--batch_size -3'),
+    ('--batch_size two', "--batch_size 'two'"),
+    ('--batch_size 2.0', '--batch_size 2.0'),
+    ('--nsamples -1', '--nsamples -1'),
+    ('--nsamples many', "--nsamples 'many'"),
+    ('--nsamples 1e3', '--nsamples'),
+    ('--top_k -1', '--top_k -1'),
+    ('--top_k 2.5', '--top_k 2.5'),
+    ('--top_k 258', '--top_k 257 258'),
+    ('--top_k all', "--top_k 'all'"),
+    ('--top_p 0', '--top_p 0'),
+    ('--top_p 0.0', '--top_p 0'),
+    ('--top_p 1.5', '--top_p 1.5'),
+    ('--top_p -1', '--top_p -1'),
+    ('--top_p nan', '--top_p nan'),
+    ('--top_p 1e999', '--top_p inf'),
+    ('--top_p p', "--top_p 'p'"),
+    ('--top_p False', '--top_p False'),
+    ('--temperature nan', '--temperature nan'),
+    ('--temperature NaN', '--temperature NaN'),
+    ('--temperature inf', '--temperature inf'),
+    ('--temperature -inf', '--temperature -inf'),
+    ('--temperature 1e999', '--temperature inf'),
+    ('--temperature -0.5', '--temperature -0.5'),
+    ('--temperature -.5', '--temperature -0.5'),
+    ('--temperature=hot', "--temperature 'hot'"),
+    ('--temperature (1,2)', '--temperature'),
+    ('--seed -1', '--seed -1'),
+    ('--seed 1.5', '--seed 1.5'),
+    ('--seed abc', "--seed 'abc'"),
+    ('--seed True', '--seed True'),
+    ('--sede 3', '--sede --seed'),
+    ('--temprature 1', '--temprature --temperature'),
+    ('--top-q 1', '--top-q --top'),
+    ('--nsample 1', '--nsample --nsamples'),
+    ('--model 124M', '--model --model'),
+    ('--Length 3', '--Length --length'),
+    ('--unheard_of', '--unheard_of --help'),
+    ('--noseed', '--noseed'),
+    ('--trace', '--trace'),
+    ('-x', '-x --help'),
+    ('-n 3', '-n'),
+    ('--seed', '--seed value'),
+    ('--length --seed 3', '--length value'),
+    ('--models_dir', '--models_dir value'),
+    ('1 2 3 4 5 6 7 8 9 extra', "'extra'"),
+]
+
+
+@pytest.mark.parametrize('arguments, words, script', [
+    (arguments, words, script) for i, (arguments, words) in enumerate(BAD_FLAGS)
+    for script in ([UNCONDITIONAL, INTERACTIVE] if LONG else [[UNCONDITIONAL, INTERACTIVE][i % 2]])
+], ids=lambda value: value[:11] if value.endswith('.py') else value)
+def test_bad_flags_are_refused_in_one_line(refused, tiny, arguments, words, script):
+    flags = [] if 'extra' in arguments or arguments == '--models_dir' else tiny.flags
+    status, message = refused(script, *flags, *arguments.split())
+    assert status == 2
+    for word in words.split():
+        assert word in message
+
+
+def test_interactive_asks_for_a_sample_at_least(refused, tiny):
+    status, message = refused(INTERACTIVE, *tiny.flags, '--nsamples', 0)
+    assert status == 2 and '--nsamples' in message and '1' in message
+
+
+@pytest.mark.parametrize('script', [UNCONDITIONAL, INTERACTIVE])
+@pytest.mark.parametrize('name', ['124M', '774', '1,2', "it's", '-', '--', '[tiny]', 'Ünï', ''])
+def test_a_model_that_is_not_there(refused, tiny, script, name):
+    status, message = refused(script, '--models_dir', tiny.models_dir, '--model_name', name)
+    assert status == 1
+    assert 'python3 download_model.py' in message
+    # The only one there; `[` and `]` in the path are not read as a pattern.
+    assert re.search(r'\btiny\b', message.replace(str(tiny.path), ''))
+    assert name in message
+
+
+def test_a_released_model_that_is_not_there_is_one_command_away(refused, tiny):
+    for name in ['124M', '355M', '774M', '1558M']:
+        _, message = refused(UNCONDITIONAL, '--models_dir', tiny.models_dir, '--model_name', name)
+        assert message.endswith('python3 download_model.py ' + name)
+
+
+def test_a_models_dir_that_is_not_there(refused, tmp_path):
+    status, message = refused(UNCONDITIONAL, '--models_dir', tmp_path / 'nowhere')
+    assert status == 1
+    assert str(tmp_path / 'nowhere') in message and 'python3 download_model.py 124M' in message
+
+
+@pytest.mark.parametrize('arguments', [['--model_name', 'a\nb'], ['--a\nb', '1'], ['--seed', '1\n2'],
+                                       ['--seed=1', '\n']], ids=repr)
+def test_line_breaks_do_not_break_the_line(refused, tiny, arguments):
+    status, _ = refused(UNCONDITIONAL, '--models_dir', tiny.models_dir, *arguments)
+    assert status in [1, 2]
+
+
+def test_tensorflow_that_is_missing_is_told(command, tiny, tmp_path):
+    (tmp_path / 'tensorflow.py').write_text('raise ImportError("no such\\nthing")')
+    status, stdout, stderr = command(UNCONDITIONAL, *tiny.flags,
+                                     env={'PYTHONPATH': tmp_path}).run()
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+    assert 'TensorFlow' in stderr and 'pip install -r requirements.txt' in stderr
+
+
+# ---- unusual surroundings ----------------------------------------------------------------------
+
+
+def test_flags_can_be_given_in_any_way(command, tiny):
+    """With = or a space, - or _, by place, more than once (the last counts), after --."""
+    status, stdout, stderr = command(
+        UNCONDITIONAL, tiny.name, '--models-dir=%s' % tiny.models_dir, '--seed', 3, '--seed=4',
+        '--nsamples=2', '--length', 9, '--top_k=0', '--top-p', '1.0').run()
+    assert (status, stderr) == (0, '')
+    assert stdout == numbered(tiny.samples(range(2), seed=4, length=9))
+
+
+def test_a_name_that_looks_like_a_number(tf, tiny, command, tmp_path):
+    shutil.copytree(str(tiny.path), str(tmp_path / '007'))
+    status, stdout, _ = command(UNCONDITIONAL, '--model_name', '007', '--models_dir', tmp_path,
+                                '--seed', 4, '--nsamples', 1).run(stdin='')
+    assert (status, stdout) == (0, numbered(tiny.samples([0], seed=4, length=32)))
+
+
+def closing(descriptor):
+    return lambda: os.close(descriptor)
+
+
+@pytest.mark.parametrize('descriptor', [0, 1, 2])
+def test_a_closed_stream_is_no_reason_to_crash(tiny, command, descriptor):
+    """As some service managers start a program: without stdin, stdout or stderr."""
+    script = command(UNCONDITIONAL, *tiny.flags, '--seed', -1)
+    process = subprocess.Popen(script.arguments, env=script.env, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=closing(descriptor))
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert stdout == b''
+    if descriptor == 2:
+        assert stderr == b''
+    else:
+        assert stderr.startswith(b'generate') and stderr.count(b'\n') == 1
+
+
+def test_samples_without_a_stdin(tiny, command):
+    script = command(UNCONDITIONAL, *tiny.flags, '--seed', 4, '--nsamples', 1)
+    process = subprocess.Popen(script.arguments, env=script.env, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=closing(0))
+    stdout, stderr = process.communicate(timeout=120)
+    assert stdout.decode('utf-8') == numbered(tiny.samples([0], seed=4, length=32))
+    assert (process.returncode, stderr) == (0, b'')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='this system has no /dev/full')
+@pytest.mark.parametrize('arguments', [['--help'], ['--seed', 4]], ids=str)
+def test_a_full_disk_is_told_in_one_line(tiny, command, arguments):
+    with open('/dev/full', 'w') as full:
+        status, _, stderr = command(UNCONDITIONAL, *tiny.flags, *arguments).run(stdout=full)
+    assert status == 1
+    assert stderr.count('\n') == 1 and 'No space left on device' in stderr
+
+
+def test_a_batch_far_beyond_memory_is_refused_or_cut(tf, tiny, capsys):
+    try:
+        stdout, _ = called(unconditional.sample_model, tf, capsys, model_name=tiny.name,
+                           models_dir=str(tiny.models_dir), seed=4, nsamples=2, length=9,
+                           batch_size=10**26)
+    except cli.UsageError as error:
+        assert '--batch_size' in str(error)
+    else:
+        assert stdout == numbered(tiny.samples(range(2), seed=4, length=9))
+
+
+# ---- the model in the box ----------------------------------------------------------------------
+
+
