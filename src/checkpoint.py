@@ -48,6 +48,9 @@ def open_model(model_name, models_dir, weights=True):
     directory = os.path.join(models_dir, model_name)
     if not model_name or not os.path.isdir(directory):
         raise ModelError(no_model(model_name, models_dir))
+    if re.search(r'[][*?\\]', directory):
+        raise ModelError('TensorFlow reads no files from a path with one of [ ] * ? \\ in it: '
+                         'rename %s' % directory)
     hparams = read_hparams(os.path.join(directory, 'hparams.json'))
     try:
         vocabulary = encoder.get_encoder(model_name, models_dir)

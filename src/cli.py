@@ -180,6 +180,20 @@ def check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p):
     check_number('top_p', top_p, lambda value: 0 < value <= 1, 'above 0 and at most 1')
 
 
+def check_engine_flags(engine, dtype):
+    """Raises UsageError unless there is such an engine, and it has weights of that type."""
+    check_choice('engine', engine, ('auto', 'graph', 'lite'))
+    check_choice('dtype', dtype, ('float32', 'int8'))
+    if engine == 'graph' and dtype == 'int8':
+        raise UsageError('--dtype int8 is for the lite engine; use --engine lite')
+
+
+def check_choice(name, value, choices):
+    """Raises UsageError unless a flag's value is one of the choices."""
+    if value not in choices:
+        raise UsageError('--%s must be one of %s, not %r' % (name, ', '.join(choices), value))
+
+
 def fit_to_model(hparams, length, default_length, top_k):
     """Returns the number of new tokens, once it and top_k are known to fit the model.
 

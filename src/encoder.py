@@ -44,7 +44,7 @@ ASCII_WORD = re.compile(WORD.format(L='A-Za-z', N='0-9'), re.ASCII)
 STRETCH = regex.compile(r'.{1,1024}\s*\S*', regex.DOTALL)
 
 # Most words of a text have been met before, so the tokens of short words are kept. When they are
-# this many, they are dropped and collected anew: 20 MB of English, 100 MB at the very worst.
+# this many, they are dropped and collected anew: 10 MB of English, 100 MB at the very worst.
 SHORT_WORD = 32
 KEPT_WORDS = 2 ** 16
 

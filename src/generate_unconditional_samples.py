@@ -7,7 +7,8 @@ import cli
 
 
 def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=None,
-                 temperature=1, top_k=0, top_p=1, models_dir='models'):
+                 temperature=1, top_k=0, top_p=1, models_dir='models',
+                 engine='auto', dtype='float32'):
     """Prints texts that the model makes up, one after another.
 
     python3 src/generate_unconditional_samples.py [flags] > FILE
@@ -23,30 +24,33 @@ def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=
     --top_p        above 0, at most 1: choose among the fewest likeliest tokens that together have
                    this probability, the one that reaches it included; 1, among all: 1
     --models_dir   where the models are: models
+    --engine       what runs the model: graph; lite, a faster one for CPUs, which converts the
+                   weights at its first run; or auto, lite where it has done so before: auto
+    --dtype        of the weights: float32, or int8, which is lite's, smaller, faster and a little
+                   less exact: float32
     """
     cli.check_int('nsamples', nsamples, 0)
     cli.check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p)
-    directory, hparams, encoder = checkpoint.open_model(model_name, models_dir)
+    cli.check_engine_flags(engine, dtype)
+    opened = checkpoint.open_model(model_name, models_dir)
+    hparams, encoder = opened.hparams, opened.encoder
     length = cli.fit_to_model(hparams, length, hparams.n_ctx, top_k)
 
-    tf = cli.import_tensorflow()
+    cli.import_tensorflow()
     import sample
-    with tf.Session() as session:
-        sampler = sample.Sampler(session, hparams, temperature=temperature, top_k=top_k,
-                                 top_p=top_p)
-        checkpoint.restore(session, directory)
-        seed = cli.choose_seed(seed)
-        start = [encoder.encoder[checkpoint.END_OF_TEXT]]
-        numbers = itertools.count() if nsamples == 0 else iter(range(nsamples))
-        while True:
-            indices = list(itertools.islice(numbers, batch_size))
-            if not indices:
-                return
-            rows = sample.complete(sampler, [start] * len(indices), indices, seed=seed,
-                                   length=length)
-            for index, row in zip(indices, rows):
-                print('=' * 40 + ' SAMPLE %d ' % (index + 1) + '=' * 40)
-                print(encoder.decode(row), flush=True)
+    from engine import open_sampler
+    sampler = open_sampler(opened, engine, dtype, temperature=temperature, top_k=top_k, top_p=top_p)
+    seed = cli.choose_seed(seed)
+    start = [encoder.encoder[checkpoint.END_OF_TEXT]]
+    numbers = itertools.count() if nsamples == 0 else iter(range(nsamples))
+    while True:
+        indices = list(itertools.islice(numbers, batch_size))
+        if not indices:
+            return
+        rows = sample.complete(sampler, [start] * len(indices), indices, seed=seed, length=length)
+        for index, row in zip(indices, rows):
+            print('=' * 40 + ' SAMPLE %d ' % (index + 1) + '=' * 40)
+            print(encoder.decode(row), flush=True)
 
 
 if __name__ == '__main__':

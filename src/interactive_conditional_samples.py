@@ -6,13 +6,14 @@ import checkpoint
 import cli
 
 try:
-    import readline  # noqa: F401  (gives input() line editing and history, where there is one)
+    import readline  # line editing and history for input(), where there is one
 except ImportError:
-    pass
+    readline = None
 
 
 def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, length=None,
-                   temperature=1, top_k=0, top_p=1, models_dir='models'):
+                   temperature=1, top_k=0, top_p=1, models_dir='models',
+                   engine='auto', dtype='float32'):
     """Asks for prompts and shows how the model continues each. Ctrl-D ends it.
 
     python3 src/interactive_conditional_samples.py [flags]
@@ -30,38 +31,45 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
     --top_p        above 0, at most 1: choose among the fewest likeliest tokens that together have
                    this probability, the one that reaches it included; 1, among all: 1
     --models_dir   where the models are: models
+    --engine       what runs the model: graph; lite, a faster one for CPUs, which converts the
+                   weights at its first run; or auto, lite where it has done so before: auto
+    --dtype        of the weights: float32, or int8, which is lite's, smaller, faster and a little
+                   less exact: float32
     """
     cli.check_int('nsamples', nsamples, 1)
     cli.check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p)
-    directory, hparams, encoder = checkpoint.open_model(model_name, models_dir)
+    cli.check_engine_flags(engine, dtype)
+    opened = checkpoint.open_model(model_name, models_dir)
+    hparams, encoder = opened.hparams, opened.encoder
     length = cli.fit_to_model(hparams, length, hparams.n_ctx // 2, top_k)
 
-    tf = cli.import_tensorflow()
+    if readline:  # UTF-8 in and out, whatever the locale says
+        for setting in ('input-meta on', 'output-meta on', 'convert-meta off'):
+            readline.parse_and_bind('set ' + setting)
+    cli.import_tensorflow()
     import sample
-    with tf.Session() as session:
-        sampler = sample.Sampler(session, hparams, temperature=temperature, top_k=top_k,
-                                 top_p=top_p)
-        checkpoint.restore(session, directory)
-        seed = cli.choose_seed(seed)
-        made = 0
-        while True:
-            try:
-                prompt = read_prompt(encoder, hparams.n_ctx - length + 1)
-            except EOFError:
-                print()
-                return
-            try:
-                for first in range(0, nsamples, batch_size):
-                    indices = range(made + first, made + min(first + batch_size, nsamples))
-                    rows = sample.complete(sampler, [prompt] * len(indices), indices, seed=seed,
-                                           length=length)
-                    for number, row in enumerate(rows, first + 1):
-                        print('=' * 40 + ' SAMPLE %d ' % number + '=' * 40)
-                        print(encoder.decode(row))
-                print('=' * 80, flush=True)
-            except KeyboardInterrupt:
-                print(file=sys.stderr)
-            made += nsamples
+    from engine import open_sampler
+    sampler = open_sampler(opened, engine, dtype, temperature=temperature, top_k=top_k, top_p=top_p)
+    seed = cli.choose_seed(seed)
+    made = 0
+    while True:
+        try:
+            prompt = read_prompt(encoder, hparams.n_ctx - length + 1)
+        except EOFError:
+            print()
+            return
+        try:
+            for first in range(0, nsamples, batch_size):
+                indices = range(made + first, made + min(first + batch_size, nsamples))
+                rows = sample.complete(sampler, [prompt] * len(indices), indices, seed=seed,
+                                       length=length)
+                for number, row in enumerate(rows, first + 1):
+                    print('=' * 40 + ' SAMPLE %d ' % number + '=' * 40)
+                    print(encoder.decode(row))
+            print('=' * 80, flush=True)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+        made += nsamples
 
 
 def read_prompt(encoder, longest):

@@ -58,18 +58,27 @@ def top_p_logits(logits, p):
     if p >= 1:
         return logits
     probabilities = tf.nn.softmax(logits)  # [B, V]
-    # The smallest probability that stays is found by halving, which is much faster than sorting
-    # the vocabulary. It is exact: floats that are not negative compare as their bits do, and so
-    # 30 halvings tell the bits of any two floats up to 1 apart.
-    bits = tf.bitcast(probabilities, tf.int32)
-    goes = tf.fill([tf.shape(logits)[0], 1], -1)  # [B, 1], bits too small to stay
-    stays = tf.reduce_max(bits, axis=-1, keepdims=True)  # [B, 1], bits large enough
-    for _ in range(30):
-        middle = (goes + stays) // 2
-        larger = tf.where(bits > middle, probabilities, tf.zeros_like(probabilities))
-        enough = tf.reduce_sum(larger, axis=-1, keepdims=True) < p
-        goes, stays = tf.where(enough, goes, middle), tf.where(enough, middle, stays)
-    return keep(logits, bits >= stays)
+    # The smallest probability that stays is found without sorting the vocabulary, exactly: floats
+    # that are not negative compare as their bits do. The upper 15 of the 30 bits that floats up to
+    # 1 take are found first, then the lower 15: of each value that they can have, the
+    # probabilities are added up, and then those of all larger values.
+    bits = tf.bitcast(probabilities, tf.int32)  # [B, V]
+    n_batch, values = tf.shape(logits)[0], 2**15
+    rows = tf.range(n_batch)
+    smallest, above = tf.zeros([n_batch], tf.int32), tf.zeros([n_batch])
+    for shift in (15, 0):
+        digit = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, shift), values - 1)
+        upper = tf.bitwise.right_shift(bits, shift + 15)
+        alike = tf.equal(upper, tf.bitwise.right_shift(smallest, shift + 15)[:, tf.newaxis])
+        value = digit + rows[:, tf.newaxis] * values
+        mass = tf.unsorted_segment_sum(
+            tf.where(alike, probabilities, tf.zeros_like(probabilities)), value, n_batch * values)
+        larger = above[:, tf.newaxis] + tf.cumsum(
+            tf.reshape(mass, [n_batch, values]), axis=-1, exclusive=True, reverse=True)
+        value = tf.argmax(tf.cast(larger < p, tf.int32), axis=-1, output_type=tf.int32)  # the first
+        smallest += value * 2**shift
+        above = tf.gather_nd(larger, tf.stack([rows, value], axis=-1))
+    return keep(logits, bits >= smallest[:, tf.newaxis])
 
 
 def keep(logits, kept):

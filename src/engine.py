@@ -1,0 +1,52 @@
+"""Chooses what runs a model: the graph of `sample.py`, or the CPU engine of `lite.py`."""
+
+import os
+
+import tensorflow.compat.v1 as tf
+
+import checkpoint
+import sample
+from cli import UserError, silent_stderr
+
+
+def open_sampler(opened, engine, dtype, **options):
+    """Returns a Sampler of a model, ready to start.
+
+    Args:
+      opened: a checkpoint.Model.
+      engine: 'graph'; 'lite', for which the weights are converted if they are not yet; or 'auto',
+        which is 'lite' if float32 weights are converted and there is no GPU, or if dtype is 'int8'.
+      dtype: of the weights, 'float32' or 'int8'; the latter for the lite engine alone.
+      options: temperature, top_k, top_p and stop_token, as in `sample.Sampler`.
+
+    Raises:
+      UserError: the lite engine is asked for on TensorFlow 1, or the weights cannot be written.
+      ModelError: the weights cannot be read.
+    """
+    if engine == 'graph' or engine == 'auto' and not suits_lite(opened, dtype):
+        session = tf.Session()
+        sampler = sample.Sampler(session, opened.hparams, **options)
+        checkpoint.restore(session, opened.directory)
+        return sampler
+    if is_tensorflow_1():
+        raise UserError('the lite engine needs TensorFlow 2, and this is %s; use --engine graph'
+                        % tf.__version__)
+    import lite
+    folder = lite.convert(opened.directory, opened.hparams, dtype)
+    with silent_stderr():  # TensorFlow Lite tells of each of its models
+        return lite.Sampler(folder, opened.hparams, **options)
+
+
+def is_tensorflow_1():
+    """Says whether this is TensorFlow 1, whose TensorFlow Lite lacks the fast kernels."""
+    return tf.__version__.startswith('1.')
+
+
+def suits_lite(opened, dtype):
+    """Says whether the lite engine is what a user who did not name an engine wants."""
+    if dtype == 'int8':
+        return True
+    if is_tensorflow_1() or tf.config.list_physical_devices('GPU'):
+        return False
+    import lite
+    return os.path.isdir(lite.converted_folder(opened.directory, dtype))
