@@ -20,6 +20,7 @@ import encoder
 
 HPARAMS = ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
 END_OF_TEXT = '<|endoftext|>'  # the token between documents
+ENDINGS = ('.index', '.data-00000-of-00001', '.meta')  # of the files of a checkpoint
 VOCABULARY = ('encoder.json', 'vocab.bpe')
 RELEASED = ('124M', '355M', '774M', '1558M')
 
@@ -122,7 +123,7 @@ def weights_prefix(directory):
         prefix = os.path.join(directory, read_state(directory))
     except OSError as error:
         raise ModelError(one_line(error))
-    for ending in ('.index', '.data-00000-of-00001'):
+    for ending in ENDINGS[:2]:
         if not os.path.isfile(prefix + ending):
             raise ModelError('%s%s is missing; download the model again' % (prefix, ending))
     return prefix
@@ -225,12 +226,11 @@ def settle(directory):
     """Gives new weights, if the state file names any, their final name."""
     if read_state(directory) != 'saving':
         return
-    saved = glob.glob(os.path.join(glob.escape(directory), 'saving.*'))
-    for path in saved:
-        ending = os.path.basename(path)[len('saving'):]
-        replace_file(path, os.path.join(directory, 'model.ckpt' + ending))
+    for ending in ENDINGS:
+        replace_file(os.path.join(directory, 'saving' + ending),
+                     os.path.join(directory, 'model.ckpt' + ending))
     write_state(directory, 'model.ckpt')
-    for path in saved:
+    for path in glob.glob(os.path.join(glob.escape(directory), 'saving.*')):
         os.remove(path)
 
 

@@ -138,7 +138,7 @@ class Part:
     """A converted part: takes float32 arrays [N, E], for any N, and returns one [N, ...]."""
 
     def __init__(self, path):
-        self._interpreter = tf.lite.Interpreter(path, num_threads=len(os.sched_getaffinity(0)))
+        self._interpreter = tf.lite.Interpreter(path, num_threads=processors())
         self._inputs = [details['index'] for details in sorted(
             self._interpreter.get_input_details(), key=lambda details: details['name'])]
         self._output = self._interpreter.get_output_details()[0]['index']
@@ -159,12 +159,19 @@ class Part:
         return self._interpreter.get_tensor(self._output)
 
 
+def processors():
+    """Returns the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def release(path):
     """Lets go of the memory of a file that is mapped into this process.
 
     The kernels have packed the weights for themselves, and never read the file's own again. (If
-    they did, the system would read them from the file anew.)
+    they did, the system would read them from the file anew.) For Linux; elsewhere nothing is done.
     """
+    if not os.path.exists('/proc/self/maps'):
+        return
     with open('/proc/self/maps', encoding='utf-8') as file:
         for line in file:
             if line.rstrip('\n').endswith(path):

@@ -1,0 +1,156 @@
+"""What several test files share: commands run as processes, and a small model to run them on."""
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import reference
+
+SRC = pathlib.Path(__file__).resolve().parent.parent / 'src'
+
+# So small that a sample takes the reference milliseconds too. A token is a byte.
+TINY = {'n_vocab': 257, 'n_ctx': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
+
+# A tensorflow.py that cannot be imported, and leaves a trace.
+NO_TENSORFLOW = """
+import os
+open(os.path.join(os.path.dirname(__file__), 'imported'), 'w').close()
+raise RuntimeError('TensorFlow was imported')
+"""
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+class Command:
+    """A script of src/ with its arguments, to be run in a process of its own."""
+
+    def __init__(self, script, *args, env=None):
+        """Args: env: environment variables to set; None unsets one."""
+        self.arguments = [sys.executable, str(SRC / script)] + [str(arg) for arg in args]
+        env = dict(os.environ, PYTHONUNBUFFERED=None, **(env or {}))  # buffered, as users have it
+        self.env = {name: str(value) for name, value in env.items() if value is not None}
+
+    def start(self, **options):
+        """Returns a subprocess.Popen with all its streams in pipes."""
+        streams = dict.fromkeys(['stdin', 'stdout', 'stderr'], subprocess.PIPE)
+        return subprocess.Popen(self.arguments, env=self.env, preexec_fn=heed_ctrl_c,
+                                **dict(streams, **options))
+
+    def run(self, stdin='', **options):
+        """Runs it to its end with this text as its stdin: returns (status, stdout, stderr)."""
+        return finish(self.start(**options), stdin)
+
+    def spawn(self):
+        """Returns a pexpect.spawn: the process behind a pseudo-terminal."""
+        pexpect = pytest.importorskip('pexpect')
+        env = dict(self.env, TERM='xterm', INPUTRC=os.devnull)
+        return pexpect.spawn(self.arguments[0], self.arguments[1:], env=env, encoding='utf-8',
+                             timeout=120, dimensions=(24, 200), preexec_fn=heed_ctrl_c)
+
+
+def finish(process, stdin=''):
+    """Waits for a Popen to end: returns (status, stdout, stderr)."""
+    try:
+        output = process.communicate(stdin.encode('utf-8'), timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    return (process.returncode, *[(stream or b'').decode('utf-8') for stream in output])
+
+
+def heed_ctrl_c():
+    """Undoes what a shell does to a command in the background: it makes it deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope='session')
+def command():
+    """Command, by way of pytest, as a conftest.py is not for importing."""
+    return Command
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Runs a command where importing TensorFlow fails: returns (status, stdout, stderr)."""
+    folder = tmp_path / 'without TensorFlow'
+    folder.mkdir()
+    (folder / 'tensorflow.py').write_text(NO_TENSORFLOW)
+
+    def run(script, *args, env=None, **options):
+        result = Command(script, *args, env=dict(env or {}, PYTHONPATH=folder)).run(**options)
+        assert not (folder / 'imported').exists(), 'TensorFlow was imported'
+        return result
+
+    return run
+
+
+@pytest.fixture
+def refused(bare):
+    """Runs a command that must be refused in one line: returns (status, that line).
+
+    All that is refused so is refused before TensorFlow is imported.
+    """
+    def run(script, *args, **options):
+        status, stdout, stderr = bare(script, *args, **options)
+        assert stdout == ''
+        assert stderr.startswith(script + ': ')
+        assert stderr.count('\n') == 1 and stderr.endswith('\n')
+        return status, stderr[len(script) + 2:-1]
+
+    return run
+
+
+# ---- a model -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='session')
+def tf():
+    """TensorFlow 1's interface in graph mode, as src/ uses it."""
+    import cli
+    tensorflow = cli.import_tensorflow()
+    import model  # noqa: F401  (switches to graph mode)
+    return tensorflow
+
+
+class TinyModel:
+    """A model directory in the official format with random weights, and what it should say."""
+
+    def __init__(self, models_dir):
+        self.name, self.models_dir, self.path = 'tiny', models_dir, models_dir / 'tiny'
+        self.flags = ['--model_name', self.name, '--models_dir', str(models_dir)]
+        self.hparams, self.weights = TINY, reference.random_weights(TINY, seed=0)
+        reference.write_checkpoint(self.path, self.hparams, self.weights)
+        symbols = reference.byte_symbols()
+        printable = [byte for byte in range(256) if chr(byte) in symbols]
+        order = printable + [byte for byte in range(256) if byte not in printable]
+        self._tokens = [bytes([byte]) for byte in order] + [b'<|endoftext|>']
+
+    def encode(self, text):
+        return [self._tokens.index(bytes([byte])) for byte in text.encode('utf-8')]
+
+    def decode(self, tokens):
+        return b''.join(self._tokens[token] for token in tokens).decode('utf-8', 'replace')
+
+    def samples(self, indices, seed, length, prompt=None, weights=None, gap=1e-4, **options):
+        """Returns the texts of these samples of a run, as the reference computes them.
+
+        None of them may hang on a near-tie, of a smaller gap, which rounding decides otherwise.
+        """
+        tokens = [self.hparams['n_vocab'] - 1] if prompt is None else self.encode(prompt)
+        texts = []
+        for index in indices:
+            new, gaps = reference.sample(weights or self.weights, self.hparams, tokens, length,
+                                         seed, index, **options)
+            assert min(gaps) > gap, 'choose another seed'
+            texts.append(self.decode(new))
+        return texts
+
+
+@pytest.fixture(scope='session')
+def tiny(tf, tmp_path_factory):
+    """A TinyModel, in a folder whose name wants quoting."""
+    return TinyModel(tmp_path_factory.mktemp('my models'))

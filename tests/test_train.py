@@ -1,0 +1,382 @@
+"""Training as its users meet it: text in, a model directory out, and the numbers told on the way.
+
+The losses and the first step are held to the float64 reference.
+"""
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import checkpoint
+import generate_unconditional_samples
+import reference
+import train
+
+OFFICIAL_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
+                  'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
+END = '<|endoftext|>'
+LINE = re.compile(r'step (\d+): training loss ([\d.]+), held-out loss ([\d.]+) nats per token, '
+                  r'([\d.]+) bits per byte(, kept)?\r?\n')
+
+BOOK = 'The cat sat on the mät. 猫はマットに座った。\r\n' * 25  # the split may cut no character
+
+
+@pytest.fixture
+def models(tiny, tmp_path):
+    """A folder of models that holds the tiny one."""
+    folder = tmp_path / 'models'
+    shutil.copytree(str(tiny.path), str(folder / 'tiny'))
+    return folder
+
+
+@pytest.fixture
+def saved(tf):
+    """A function from a model directory to its weights, {name: array}, read by TensorFlow."""
+    def read(path):
+        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(str(path)))
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+    return read
+
+
+def write(path, text):
+    path.write_bytes(text.encode('utf-8'))
+    return path
+
+
+def split(text, held_out):
+    """The two parts of a text, as --help says: a share of it, at its end, is held out."""
+    data = text.encode('utf-8')
+    place = int(len(data) * (1 - held_out))
+    while place < len(data) and data[place] & 0xc0 == 0x80:  # in the midst of a character
+        place -= 1
+    return data[:place].decode('utf-8'), data[place:].decode('utf-8')
+
+
+def tokens_of(tiny, text):
+    """The tokens of a text, with <|endoftext|> before each document."""
+    tokens = []
+    for document in text.split(END):
+        tokens += [256] + tiny.encode(document)
+    return tokens
+
+
+def total_loss(weights, hparams, tokens):
+    """The reference's loss on all tokens but the first, in nats, in all."""
+    logits = reference.forward(weights, hparams, tokens[:-1])
+    return -np.sum(np.log(reference.softmax(logits)[np.arange(len(tokens) - 1), tokens[1:]]))
+
+
+def expected_losses(tiny, weights, text, held_out, seq_len):
+    """The loss on the held-out part in nats per token and in bits per byte, by the reference."""
+    rest = split(text, held_out)[1]
+    tokens = tokens_of(tiny, rest)
+    total = sum(total_loss(weights, tiny.hparams, tokens[i:i + seq_len + 1])
+                for i in range(0, len(tokens) - 1, seq_len))
+    n_bytes = len(rest.replace(END, '').encode('utf-8'))
+    return total / (len(tokens) - 1), total / n_bytes / np.log(2)
+
+
+def read_lines(stdout):
+    """Parses what training prints: a list of (step, training loss, nats, bits, kept)."""
+    assert LINE.sub('', stdout) == ''  # nothing else is printed
+    return [(int(step), float(loss), float(nats), float(bits), bool(kept))
+            for step, loss, nats, bits, kept in LINE.findall(stdout)]
+
+
+# ---- trainings ---------------------------------------------------------------------------------
+
+
+def test_from_scratch_on_a_folder(command, tf, tiny, models, saved, tmp_path, capsys):
+    """The loss falls, the best weights are kept, and the sampling script takes them by name."""
+    books = tmp_path / 'books'
+    books.mkdir()
+    write(books / 'b.txt', 'A second book. ' * 25)
+    write(books / 'a.txt', BOOK + END + 'A short one.' + END)
+    write(books / 'notes.md', 'Not a text. ' * 1000)
+    text = END.join([BOOK + END + 'A short one.' + END, 'A second book. ' * 25])
+
+    status, stdout, stderr = command(
+        'train.py', books, '--output', 'mine', '--model_name', 'tiny', '--models_dir', models,
+        '--scratch', '--steps', 60, '--val_every', 25, '--batch_size', 4, '--seq_len', 16,
+        '--learning_rate', 0.02, '--held_out', 0.3, '--seed', 3).run()
+    assert (status, stderr) == (0, '')
+    lines = read_lines(stdout)
+    assert [step for step, *_ in lines] == [25, 50, 60]
+    assert lines[0][1] < np.log(257)  # better than knowing nothing
+    assert lines[2][1] < lines[0][1] - 0.5
+
+    kept = [line for line in lines if line[4]]
+    best = min(lines, key=lambda line: line[2])
+    assert kept[-1] == best and kept[0] == lines[0]
+    weights = saved(models / 'mine')
+    nats, bits = expected_losses(tiny, weights, text, held_out=0.3, seq_len=16)
+    assert best[2] == pytest.approx(nats, abs=2e-4)
+    assert best[3] == pytest.approx(bits, abs=3e-4)
+    assert END in split(text, 0.3)[1] and nats < np.log(257)
+
+    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == OFFICIAL_FILES
+    for name in ['hparams.json', 'encoder.json', 'vocab.bpe']:
+        assert (models / 'mine' / name).read_bytes() == (models / 'tiny' / name).read_bytes()
+    with tf.Graph().as_default():
+        generate_unconditional_samples.sample_model(
+            model_name='mine', models_dir=str(models), nsamples=1, length=20, seed=2)
+    sample, = tiny.samples([0], seed=2, length=20, weights=weights, gap=0)
+    assert capsys.readouterr().out == '=' * 40 + ' SAMPLE 1 ' + '=' * 40 + '\n' + sample + '\n'
+
+
+def gradient(tiny, tokens, name, position):
+    """One entry of the gradient of the mean loss, by differences of the reference's."""
+    def loss(change):
+        weights = dict(tiny.weights, **{name: tiny.weights[name].astype(np.float64)})
+        weights[name][position] += change
+        return total_loss(weights, tiny.hparams, tokens) / (len(tokens) - 1)
+
+    return (loss(1e-4) - loss(-1e-4)) / 2e-4
+
+
+def test_one_step_of_fine_tuning_is_one_step_of_adam(command, tiny, models, saved, tmp_path):
+    """From the weights of a model, on a text with a single place to take a sequence from."""
+    text = 'sixteen letters.held'
+    status, stdout, stderr = command(
+        'train.py', write(tmp_path / 'text', text), '--output=mine', '--model_name=tiny',
+        '--models_dir', models, '--steps=1', '--batch_size=3', '--seq_len=16', '--held_out=0.2',
+        '--learning_rate=0.01').run()
+    assert (status, stderr) == (0, '')
+    (step, loss, nats, bits, kept), = read_lines(stdout)
+    assert (step, kept) == (1, True)
+    tokens = tokens_of(tiny, text[:16])
+    assert loss == pytest.approx(total_loss(tiny.weights, tiny.hparams, tokens) / 16, abs=1e-4)
+    after = saved(models / 'mine')
+    assert (nats, bits) == pytest.approx(expected_losses(tiny, after, text, 0.2, 16), abs=2e-4)
+
+    # The last step is a tenth of the rate long, and Adam's first goes against each sign.
+    random = np.random.RandomState(0)
+    steep = 0
+    for name, before in tiny.weights.items():
+        moved = after[name].astype(np.float64) - before
+        assert np.abs(moved).max() < 0.00101
+        for _ in range(4):
+            position = tuple(random.randint(size) for size in before.shape)
+            slope = gradient(tiny, tokens, name, position)
+            if abs(slope) > 1e-3:
+                steep += 1
+                assert moved[position] == pytest.approx(-0.001 * np.sign(slope), rel=0.01), name
+    assert steep > 30
+    assert np.all(after['model/wpe'][16:] == tiny.weights['model/wpe'][16:])  # nothing was there
+    # The model that it started from is as it was.
+    assert all(np.array_equal(weight, tiny.weights[name])
+               for name, weight in saved(models / 'tiny').items())
+
+
+def test_ctrl_c_keeps_what_was_learned(command, tiny, models, saved, tmp_path):
+    screen = command(
+        'train.py', write(tmp_path / 'text.txt', BOOK), '--output', 'mine', '--model_name', 'tiny',
+        '--models_dir', models, '--steps', 1000000, '--val_every', 1000000, '--seq_len', 16).spawn()
+    screen.expect(r'\b[2-9]\d*/1000000')  # the bar that tells of the steps
+    screen.sendintr()
+    screen.expect(LINE.pattern)
+    step, _, nats, _, kept = screen.match.groups()
+    rest = screen.read()
+    screen.close()
+    assert screen.exitstatus == 130
+    assert 'Traceback' not in rest and not LINE.search(rest)
+    assert int(step) >= 2 and kept
+    expected, _ = expected_losses(tiny, saved(models / 'mine'), BOOK, held_out=0.1, seq_len=16)
+    assert float(nats) == pytest.approx(expected, abs=2e-4)
+    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == OFFICIAL_FILES
+
+
+def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
+    """The more it learns of the first nine tenths, the less it expects the last."""
+    text = 'a' * 900 + 'b' * 100
+    with tf.Graph().as_default():
+        train.train(str(write(tmp_path / 'text', text)), 'mine', model_name='tiny', steps=5,
+                    models_dir=str(models), seq_len=8, learning_rate=0.05, val_every=1)
+    lines = read_lines(capsys.readouterr().out)
+    losses = [nats for _, _, nats, _, _ in lines]
+    assert losses == sorted(losses) and losses[0] < losses[4] - 1
+    assert [kept for *_, kept in lines] == [True] + [False] * 4
+    nats, _ = expected_losses(tiny, saved(models / 'mine'), text, held_out=0.1, seq_len=8)
+    assert losses[0] == pytest.approx(nats, abs=2e-4)
+
+
+def test_fresh_weights(tf, tiny, models, saved, capsys, tmp_path):
+    """As the paper's: N(0, 0.02), less where a block adds to the residual stream."""
+    data = write(tmp_path / 'text', BOOK)
+    for seed, output in [(0, 'a'), (0, 'b'), (1, 'c')]:
+        with tf.Graph().as_default():
+            train.train(str(data), output, model_name='tiny', models_dir=str(models), scratch=True,
+                        steps=1, seq_len=8, batch_size=1, learning_rate=1e-30, seed=seed)
+    (_, loss, _, _, _), *_ = read_lines(capsys.readouterr().out)
+    assert loss == pytest.approx(np.log(257), abs=0.1)  # it knows nothing
+    weights, again, other = [saved(models / output) for output in 'abc']
+    assert {name: list(weight.shape) for name, weight in weights.items()} == reference.shapes(
+        tiny.hparams)
+    for name, weight in weights.items():
+        assert np.array_equal(weight, again[name])
+        if name.endswith('/g') or name.endswith('/b'):
+            assert np.all(weight == (1 if name.endswith('/g') else 0)), name
+            continue
+        deviation = 0.01 if name == 'model/wpe' else 0.02
+        if name.endswith('c_proj/w'):
+            deviation /= np.sqrt(2 * tiny.hparams['n_layer'])
+        # Within six standard errors.
+        assert weight.std() == pytest.approx(deviation, rel=6 / np.sqrt(2 * weight.size)), name
+        assert abs(weight.mean()) < 6 * deviation / np.sqrt(weight.size), name
+        assert np.abs(weight).max() > 2.5 * deviation  # normal, not uniform or truncated at two
+        assert not np.array_equal(weight, other[name])
+
+
+def test_the_rate_rises_and_falls_as_help_says():
+    rates = [train.schedule((step + 1) / 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates.index(max(rates)) + 1 == pytest.approx(50, abs=1)
+    assert max(rates) == pytest.approx(1) and rates[-1] == pytest.approx(0.1)
+    assert rates[524] == pytest.approx(0.55, abs=1e-3)  # half-way along the cosine
+    assert rates[:49] == sorted(rates[:49]) and rates[50:] == sorted(rates[50:], reverse=True)
+
+
+def test_documents_are_separated_by_the_special_token(tiny):
+    class Encoder:
+        encoder = {END: 256}
+        encode = staticmethod(tiny.encode)
+
+    text = 'one' + END + 'two' + END + END + '<|endoftext| >'
+    tokens = train.encode_documents(Encoder, text)
+    assert tokens.tolist() == tokens_of(tiny, text)
+    assert tokens.tolist().count(256) == 4
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+BAD_FLAGS = [
+    ('--steps 0', '--steps 1'),
+    ('--steps 2.5', '--steps 2.5'),
+    ('--batch_size 0', '--batch_size'),
+    ('--batch_size many', "--batch_size 'many'"),
+    ('--seq_len 1', '--seq_len 2 32'),
+    ('--seq_len 33', '--seq_len 32 33'),
+    ('--learning_rate 0', '--learning_rate'),
+    ('--learning_rate -1e-4', '--learning_rate'),
+    ('--learning_rate nan', '--learning_rate nan'),
+    ('--learning_rate 1e999', '--learning_rate inf'),
+    ('--held_out 0', '--held_out'),
+    ('--held_out 1', '--held_out'),
+    ('--held_out a', "--held_out 'a'"),
+    ('--val_every 0', '--val_every'),
+    ('--seed -1', '--seed'),
+    ('--seed 1.5', '--seed'),
+    ('--scratch=yes', '--scratch'),
+    ('--lerning_rate 1', '--lerning_rate --learning_rate'),
+    ('--steps', '--steps value'),
+    ('--output=', '--output'),
+    ('--output .', '--output'),
+    ('--output ..', '--output'),
+    ('--output a/b', '--output a/b'),
+]
+
+
+@pytest.mark.parametrize('arguments, words', BAD_FLAGS, ids=[flag for flag, _ in BAD_FLAGS])
+def test_bad_flags_are_refused_in_one_line(refused, models, tmp_path, arguments, words):
+    status, message = refused(
+        'train.py', write(tmp_path / 'text', BOOK), '--output', 'mine', '--model_name', 'tiny',
+        '--models_dir', models, *arguments.split())
+    assert status == 2
+    assert all(word in message for word in words.split())
+    assert [entry.name for entry in models.iterdir()] == ['tiny']  # nothing is left behind
+
+
+@pytest.mark.parametrize('arguments, words', [([], 'DATA'), (['text'], '--output')], ids=repr)
+def test_what_is_needed_is_asked_for(refused, models, arguments, words):
+    status, message = refused('train.py', *arguments, '--models_dir', models,
+                              '--model_name', 'tiny')
+    assert status == 2 and words in message
+
+
+TEXTS = {
+    'missing': (None, ['No such file']),
+    'not UTF-8': (BOOK.encode('utf-8') + b'\xff', ['UTF-8', str(len(BOOK.encode('utf-8')))]),
+    'UTF-16': (BOOK.encode('utf-16'), ['UTF-8', 'byte 0']),
+    'empty': (b'', ['too short']),
+    'a letter': (b'x', ['too short']),
+    'a letter short': (b'x' * 35, ['too short', '32']),  # 31 of them to train on
+    'separators': (END.encode() * 100, ['too short']),
+}
+
+
+@pytest.mark.parametrize('text', TEXTS)
+def test_a_text_that_cannot_be_used(refused, models, tmp_path, text):
+    content, words = TEXTS[text]
+    if content is not None:
+        (tmp_path / 'text').write_bytes(content)
+    status, message = refused('train.py', tmp_path / 'text', '--output', 'mine', '--model_name',
+                              'tiny', '--models_dir', models)
+    assert status == 1
+    assert all(word in message for word in [str(tmp_path / 'text'), *words])
+    assert [entry.name for entry in models.iterdir()] == ['tiny']  # nothing is left behind
+
+
+def test_a_folder_without_texts(refused, models, tmp_path):
+    (tmp_path / 'books').mkdir()
+    write(tmp_path / 'books' / 'a.md', BOOK)
+    status, message = refused('train.py', tmp_path / 'books', '--output', 'mine', '--model_name',
+                              'tiny', '--models_dir', models)
+    assert status == 1
+    assert str(tmp_path / 'books') in message and '.txt' in message
+
+
+def test_a_folder_with_a_bad_text_names_the_text(refused, models, tmp_path):
+    (tmp_path / 'books').mkdir()
+    write(tmp_path / 'books' / 'a.txt', BOOK)
+    (tmp_path / 'books' / 'b.txt').write_bytes(b'ab\xff')
+    status, message = refused('train.py', tmp_path / 'books', '--output', 'mine', '--model_name',
+                              'tiny', '--models_dir', models)
+    assert status == 1
+    assert str(tmp_path / 'books' / 'b.txt') in message and 'byte 2' in message
+
+
+def test_a_model_to_start_from_that_is_not_there(refused, models, tmp_path):
+    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
+                              '--models_dir', models)
+    assert status == 1
+    assert message.endswith('python3 download_model.py 124M') and 'tiny' in message
+
+
+def test_a_model_without_weights_serves_from_scratch_alone(refused, models, tmp_path):
+    (models / 'tiny' / 'checkpoint').unlink()
+    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
+                              '--model_name', 'tiny', '--models_dir', models)
+    assert status == 1 and str(models / 'tiny' / 'checkpoint') in message
+    start = checkpoint.open_model('tiny', str(models), weights=False)
+    assert start.hparams.n_embd == 16
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_output_that_is_there_is_left_as_it_is(refused, models, tmp_path):
+    before = contents(models / 'tiny')
+    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'tiny',
+                              '--model_name', 'tiny', '--models_dir', models, '--scratch')
+    assert status == 1 and str(models / 'tiny') in message
+    assert contents(models / 'tiny') == before
+
+
+def test_an_output_that_cannot_be_made(refused, models, tmp_path):
+    write(models / 'file', 'mine')
+    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'file',
+                              '--model_name', 'tiny', '--models_dir', models)
+    assert status == 1 and str(models / 'file') in message
+    assert (models / 'file').read_text() == 'mine'
+
+
+def test_training_that_diverges_is_told(command, models, tmp_path):
+    status, stdout, stderr = command(
+        'train.py', write(tmp_path / 'text', BOOK), '--output', 'mine', '--model_name', 'tiny',
+        '--models_dir', models, '--learning_rate', 1e30, '--steps', 50, '--seq_len', 8).run()
+    assert status == 1
+    assert stderr.count('\n') == 1 and 'diverged' in stderr and '--learning_rate' in stderr
+    assert not (models / 'mine' / 'checkpoint').exists()
