@@ -72,7 +72,7 @@ def open_model(model_name, models_dir, weights=True):
 def no_model(model_name, models_dir):
     """Says that a model is not there, which ones are, and how to get one."""
     names = sorted(os.path.basename(os.path.dirname(path)) for path in
-                   glob.glob(os.path.join(glob.escape(models_dir), '*', 'hparams.json')))
+                   glob.glob(os.path.join(glob.escape(models_dir), '*', 'checkpoint')))
     return ('there is no model %s in %s, only: %s; download a released one with: '
             'python3 download_model.py %s'
             % (model_name, models_dir, ', '.join(names) or 'none',

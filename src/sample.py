@@ -59,25 +59,25 @@ def top_p_logits(logits, p):
         return logits
     probabilities = tf.nn.softmax(logits)  # [B, V]
     # The smallest probability that stays is found without sorting the vocabulary, exactly: floats
-    # that are not negative compare as their bits do. The upper 15 of the 30 bits that floats up to
-    # 1 take are found first, then the lower 15: of each value that they can have, the
-    # probabilities are added up, and then those of all larger values.
+    # that are not negative compare as their bits do. Its 30 bits (those of 1.0 are no more) are
+    # found 10 at a time, from the top: the probabilities are added up for each value of the digit,
+    # then those of all larger values, and the digit is the smallest that has less than p above it.
     bits = tf.bitcast(probabilities, tf.int32)  # [B, V]
-    n_batch, values = tf.shape(logits)[0], 2**15
+    n_batch, base = tf.shape(logits)[0], 2**10
     rows = tf.range(n_batch)
     smallest, above = tf.zeros([n_batch], tf.int32), tf.zeros([n_batch])
-    for shift in (15, 0):
-        digit = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, shift), values - 1)
-        upper = tf.bitwise.right_shift(bits, shift + 15)
-        alike = tf.equal(upper, tf.bitwise.right_shift(smallest, shift + 15)[:, tf.newaxis])
-        value = digit + rows[:, tf.newaxis] * values
+    for shift in (20, 10, 0):
+        digits = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, shift), base - 1)
+        alike = tf.equal(tf.bitwise.right_shift(bits, shift + 10),
+                         tf.bitwise.right_shift(smallest, shift + 10)[:, tf.newaxis])
         mass = tf.unsorted_segment_sum(
-            tf.where(alike, probabilities, tf.zeros_like(probabilities)), value, n_batch * values)
+            tf.where(alike, probabilities, tf.zeros_like(probabilities)),
+            digits + rows[:, tf.newaxis] * base, n_batch * base)
         larger = above[:, tf.newaxis] + tf.cumsum(
-            tf.reshape(mass, [n_batch, values]), axis=-1, exclusive=True, reverse=True)
-        value = tf.argmax(tf.cast(larger < p, tf.int32), axis=-1, output_type=tf.int32)  # the first
-        smallest += value * 2**shift
-        above = tf.gather_nd(larger, tf.stack([rows, value], axis=-1))
+            tf.reshape(mass, [n_batch, base]), axis=-1, exclusive=True, reverse=True)
+        digit = tf.argmax(tf.cast(larger < p, tf.int32), axis=-1, output_type=tf.int32)  # the first
+        smallest += digit * 2**shift
+        above = tf.gather_nd(larger, tf.stack([rows, digit], axis=-1))
     return keep(logits, bits >= smallest[:, tf.newaxis])
 
 

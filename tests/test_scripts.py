@@ -81,6 +81,19 @@ def test_the_default_length_is_the_whole_window(tf, tiny, capsys):
     assert stderr == ''
 
 
+def test_the_lite_engine_is_as_quiet_and_says_the_same(tf, command, tiny, tmp_path):
+    shutil.copytree(str(tiny.path), str(tmp_path / 'tiny'))
+    status, stdout, stderr = command(
+        UNCONDITIONAL, '--engine', 'lite', '--model_name', 'tiny', '--models_dir', tmp_path,
+        '--seed', 4, '--nsamples', 3, '--length', 12, '--batch_size', 2).run()
+    if tf.__version__.startswith('1.'):
+        assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+        assert stderr.startswith(UNCONDITIONAL + ': ') and '--engine graph' in stderr
+    else:
+        assert (status, stderr) == (0, '')
+        assert stdout == numbered(tiny.samples(range(3), seed=4, length=12))
+
+
 def test_without_a_seed_one_is_told_and_reproduces_the_text(command, tf, tiny, capsys):
     status, stdout, stderr = command(UNCONDITIONAL, *tiny.flags, '--nsamples', 2).run()
     assert status == 0
@@ -340,6 +353,10 @@ BAD_FLAGS = [
     ('--seed 1.5', '--seed 1.5'),
     ('--seed abc', "--seed 'abc'"),
     ('--seed True', '--seed True'),
+    ('--engine fast', "--engine graph lite 'fast'"),
+    ('--dtype float16', "--dtype float32 int8 'float16'"),
+    ('--engine graph --dtype int8', '--dtype int8 --engine'),
+    ('--engine', '--engine value'),
     ('--sede 3', '--sede --seed'),
     ('--temprature 1', '--temprature --temperature'),
     ('--top-q 1', '--top-q --top'),
