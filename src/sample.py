@@ -57,6 +57,7 @@ def top_p_logits(logits, p):
     """
     if p >= 1:
         return logits
+    p = max(p, 1e-30)  # what float32 rounds to 0 keeps the likeliest, too
     probabilities = tf.nn.softmax(logits)  # [B, V]
     # The smallest probability that stays is found without sorting the vocabulary, exactly: floats
     # that are not negative compare as their bits do. Its 30 bits (those of 1.0 are no more) are

@@ -63,6 +63,7 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, steps
         raise cli.UserError('%s is too short: %d tokens to train on, for sequences of %d; give '
                             'more text, or a smaller --seq_len'
                             % (data, len(train_tokens), seq_len))
+    make_directory(directory)
 
     tf = cli.import_tensorflow()
     tf.set_random_seed(seed)
@@ -109,10 +110,10 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, steps
 
 
 def output_directory(name, models_dir):
-    """Makes the directory of the model to write, and returns it.
+    """Returns the directory of the model to write.
 
     Raises:
-      UserError: no name is given, a model of that name is there already, or it cannot be made.
+      UserError: no name is given, or a model of that name is there already.
     """
     if not name:
         raise cli.UsageError('--output is missing: give the name of the model to write')
@@ -121,11 +122,15 @@ def output_directory(name, models_dir):
     directory = os.path.join(models_dir, name)
     if os.path.exists(os.path.join(directory, 'hparams.json')):
         raise cli.UserError('%s holds a model already; give another --output' % directory)
+    return directory
+
+
+def make_directory(directory):
+    """Makes the directory of the model to write before hours go into it. Raises UserError."""
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
         raise cli.UserError('%s cannot be made: %s' % (directory, error.strerror))
-    return directory
 
 
 def read_text(path):

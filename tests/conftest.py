@@ -22,6 +22,11 @@ raise RuntimeError('TensorFlow was imported')
 """
 
 
+# A shell makes what it runs in the background deaf to Ctrl-C, and our commands would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # ---- commands ----------------------------------------------------------------------------------
 
 
@@ -37,8 +42,7 @@ class Command:
     def start(self, **options):
         """Returns a subprocess.Popen with all its streams in pipes."""
         streams = dict.fromkeys(['stdin', 'stdout', 'stderr'], subprocess.PIPE)
-        return subprocess.Popen(self.arguments, env=self.env, preexec_fn=heed_ctrl_c,
-                                **dict(streams, **options))
+        return subprocess.Popen(self.arguments, env=self.env, **dict(streams, **options))
 
     def run(self, stdin='', **options):
         """Runs it to its end with this text as its stdin: returns (status, stdout, stderr)."""
@@ -49,7 +53,7 @@ class Command:
         pexpect = pytest.importorskip('pexpect')
         env = dict(self.env, TERM='xterm', INPUTRC=os.devnull)
         return pexpect.spawn(self.arguments[0], self.arguments[1:], env=env, encoding='utf-8',
-                             timeout=120, dimensions=(24, 200), preexec_fn=heed_ctrl_c)
+                             timeout=120, dimensions=(24, 200))
 
 
 def finish(process, stdin=''):
@@ -60,11 +64,6 @@ def finish(process, stdin=''):
         process.kill()
         process.wait()
     return (process.returncode, *[(stream or b'').decode('utf-8') for stream in output])
-
-
-def heed_ctrl_c():
-    """Undoes what a shell does to a command in the background: it makes it deaf to Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')

@@ -172,13 +172,26 @@ def test_top_p_of_rows_with_ties(run, p):
 
 
 def test_top_p_at_the_very_edge(run):
-    """Where every probability and every sum is exact: p is reached by the first of two halves."""
-    logits = np.array([[0., 0., -INF, -INF], [0., -INF, -INF, -INF]])
+    """Where the float32 sums are exact: p is just reached by the first token, or just not."""
+    logits = np.float32([[1., 0.]])
+    first = run(tf.nn.softmax, logits)[0, 0]
+    for p, kept in [(first, [True, False]), (np.nextafter(first, np.float32(1)), [True, True])]:
+        result = run(sample.top_p_logits, logits, p=float(p))
+        np.testing.assert_array_equal(result, dropped_where_not(kept, logits))
+    # All mass is in what is not dropped, for any p.
+    logits = np.array([[0., 0., -INF, -INF], [0., -INF, -INF, -INF], [0., 0., 0., 0.]])
     for p in [0.25, 0.5, 0.75, 1 - 2.**-20]:
         result = run(sample.top_p_logits, logits, p=p)
         np.testing.assert_array_equal(result, dropped_where_not(np.isfinite(logits), logits))
-    quarters = np.zeros([1, 4])
-    assert (run(sample.top_p_logits, quarters, p=0.25) == 0).all()
+
+
+@pytest.mark.parametrize('p', [1e-30, 1e-40, 1e-50, 1e-300])
+def test_top_p_keeps_the_likeliest_however_small_p_is(run, p):
+    """Also where float32 cannot hold p."""
+    logits = np.array([[0., 3., 1., 2.], [5., 0., 5., -INF]])
+    result = run(sample.top_p_logits, logits, p=p)
+    kept = [[False, True, False, False], [True, False, True, False]]
+    np.testing.assert_array_equal(result, dropped_where_not(kept, logits))
 
 
 @pytest.mark.parametrize('p', [0.01, 0.5, 0.9, 0.999])
@@ -620,69 +633,77 @@ def stops(bed):
     return for_all, for_some
 
 
-def test_rows_that_ended_are_filled(bed, stops):
+@pytest.fixture(scope='module')
+def ended(bed, stops):
+    """The reference's samples with either end, and sample_sequence's nodes for them."""
+    wanted = {stop: [reference.sample(bed.weights, NUMBERS, [3], 40, 0, i, end=stop, **STOPPING)[0]
+                     for i in range(3)] for stop in stops}
     with bed.graph.as_default():
         uniforms = tf.placeholder(tf.float32, [3, None, 34])
         texts = {stop: sample.sample_sequence(
             hparams=bed.hparams, length=40, start_token=3, batch_size=3, uniforms=uniforms,
             stop_token=stop, **STOPPING) for stop in stops}
-    numbers = sample.random_uniforms([sample.random_stream(0, i) for i in range(3)], 40, 257)
+    return wanted, uniforms, texts
+
+
+def steps_to_end(rows, stop):
+    """Returns the number of tokens until all rows have ended."""
+    return max(row.index(stop) + 1 if stop in row else len(row) for row in rows)
+
+
+def three_uniforms(length):
+    return sample.random_uniforms([sample.random_stream(0, i) for i in range(3)], length, 257)
+
+
+def test_rows_that_ended_are_filled(bed, stops, ended):
+    wanted, uniforms, texts = ended
     for stop in stops:
-        wanted = [reference.sample(bed.weights, NUMBERS, [3], 40, 0, i, end=stop, **STOPPING)[0]
-                  for i in range(3)]
-        assert bed.session.run(texts[stop], {uniforms: numbers})[:, 1:].tolist() == wanted
-        sampler = bed.sampler(stop_token=stop, **STOPPING)
-        last = max(row.index(stop) + 1 if stop in row else 40 for row in wanted)
-        assert (last < 40) == (stop == stops[0])
-        for chunks in [[40], [1] * last, [7] * (last // 7 + 1)]:
-            sampler.start([[3]] * 3)
-            found, start = [], 0
-            for chunk in chunks:
-                chunk = min(chunk, 40 - start)
-                found.append(sampler.decode(chunk, numbers[:, start:start + chunk]))
-                start += chunk
-            # And no more than that: it ends as soon as all rows have.
-            found = np.concatenate(found, axis=1)
-            assert found.tolist() == [row[:last] for row in wanted]
+        found = bed.session.run(texts[stop], {uniforms: three_uniforms(40)})
+        assert found.tolist() == [[3] + row for row in wanted[stop]]
 
 
-def test_the_graph_stops_when_all_rows_have_ended(bed, stops):
+def test_the_graph_stops_when_all_rows_have_ended(bed, stops, ended):
     """No step is made after the last row's end: there is no randomness for one."""
-    stop, _ = stops
-    with bed.graph.as_default():
-        uniforms = tf.placeholder(tf.float32, [3, None, 34])
-        texts = sample.sample_sequence(
-            hparams=bed.hparams, length=40, start_token=3, batch_size=3, uniforms=uniforms,
-            stop_token=stop, **STOPPING)
-    wanted = [reference.sample(bed.weights, NUMBERS, [3], 40, 0, i, end=stop, **STOPPING)[0]
-              for i in range(3)]
-    last = max(row.index(stop) + 1 for row in wanted)
-    numbers = sample.random_uniforms([sample.random_stream(0, i) for i in range(3)], last, 257)
-    assert bed.session.run(texts, {uniforms: numbers})[:, 1:].tolist() == wanted
+    wanted, uniforms, texts = ended
+    stop = stops[0]
+    numbers = three_uniforms(steps_to_end(wanted[stop], stop))
+    assert numbers.shape[1] < 40
+    found = bed.session.run(texts[stop], {uniforms: numbers})
+    assert found.tolist() == [[3] + row for row in wanted[stop]]
     with pytest.raises(tf.errors.InvalidArgumentError):
-        bed.session.run(texts, {uniforms: numbers[:, :-1]})
+        bed.session.run(texts[stop], {uniforms: numbers[:, :-1]})
 
 
-def test_generate_ends_when_all_rows_have_ended(bed, stops):
-    stop, _ = stops
-    sampler = bed.sampler(stop_token=stop, **STOPPING)
-    wanted = [reference.sample(bed.weights, NUMBERS, [3], 40, 0, i, end=stop, **STOPPING)[0]
-              for i in range(3)]
-    last = max(row.index(stop) + 1 for row in wanted)
-    found = bed.generate(sampler, [[3]] * 3, range(3), seed=0, length=40)
-    assert found == [row[:last] for row in wanted]
+def test_rows_that_ended_in_an_earlier_chunk_are_filled(bed, stops, ended):
+    numbers = three_uniforms(40)
+    for stop in stops:
+        sampler, wanted = bed.sampler(stop_token=stop, **STOPPING), ended[0][stop]
+        last = steps_to_end(wanted, stop)
+        assert (last < 40) == (stop == stops[0])
+        for chunk in [40, 1, 7]:
+            sampler.start([[3]] * 3)
+            pieces = [sampler.decode(min(chunk, 40 - start), numbers[:, start:start + chunk])
+                      for start in range(0, last, chunk)]
+            # And no more than that: it ends as soon as all rows have.
+            assert np.concatenate(pieces, axis=1).tolist() == [row[:last] for row in wanted]
+
+
+def test_generate_ends_when_all_rows_have_ended(bed, stops, ended):
+    stop = stops[0]
+    sampler, wanted = bed.sampler(stop_token=stop, **STOPPING), ended[0][stop]
+    last = steps_to_end(wanted, stop)
+    assert bed.generate(sampler, [[3]] * 3, range(3), 0, 40) == [row[:last] for row in wanted]
     # A neighbour that goes on does not change what a row is, nor does one that is done.
     for i in range(3):
-        alone, = bed.generate(sampler, [[3]], [i], seed=0, length=40)
+        alone, = bed.generate(sampler, [[3]], [i], 0, 40)
         assert alone == wanted[i][:wanted[i].index(stop) + 1]
 
 
 def test_what_was_not_decoded_uses_up_no_window(bed, stops):
     sampler = bed.sampler(stop_token=stops[0], **STOPPING)
-    numbers = sample.random_uniforms([sample.random_stream(0, i) for i in range(3)], 250, 257)
+    numbers = three_uniforms(250)
     sampler.start([[3]] * 3)
-    ended = sampler.decode(250, numbers)
-    assert ended.shape[1] < 40
+    assert sampler.decode(250, numbers).shape[1] < 40
     again = sampler.decode(250, numbers)
     assert again.shape[1] >= 1 and (again == stops[0]).all()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import checkpoint
+import cli
 import generate_unconditional_samples
 import reference
 import train
@@ -373,10 +374,10 @@ def test_an_output_that_cannot_be_made(refused, models, tmp_path):
     assert (models / 'file').read_text() == 'mine'
 
 
-def test_training_that_diverges_is_told(command, models, tmp_path):
-    status, stdout, stderr = command(
-        'train.py', write(tmp_path / 'text', BOOK), '--output', 'mine', '--model_name', 'tiny',
-        '--models_dir', models, '--learning_rate', 1e30, '--steps', 50, '--seq_len', 8).run()
-    assert status == 1
-    assert stderr.count('\n') == 1 and 'diverged' in stderr and '--learning_rate' in stderr
+def test_training_that_diverges_is_told(tf, models, tmp_path):
+    with pytest.raises(cli.UserError) as caught, tf.Graph().as_default():
+        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', seq_len=8,
+                    models_dir=str(models), learning_rate=1e30, steps=50)
+    message = str(caught.value)
+    assert 'diverged' in message and '--learning_rate' in message and '\n' not in message
     assert not (models / 'mine' / 'checkpoint').exists()
