@@ -1,13 +1,21 @@
-"""Measures how fast this project samples, side by side with transformers on torch.
+"""Measures how fast this project samples, side by side with what else people would use.
 
-    python3 benchmarks/sampling.py [--rounds 5] [--prompt 32] [--new 128]
+    pip install -r benchmarks/requirements.txt
+    python3 benchmarks/sampling.py
 
-On random weights in the shape of 124M, batch 1, greedy, float32. Each engine runs in a process of
-its own, in turn, `--rounds` times; the medians and their ratio are printed. Memory is the peak
-resident memory of the whole process. First it is checked that both give the same tokens.
+Random weights are written in the official format and converted for each peer that is installed.
+After a check that all float32 engines give the same greedy tokens, every engine is measured in
+processes of its own, in turn, round after round, on all cores; medians and their ratios are printed
+as Markdown tables. `--full` measures all there is, `--only` some rows, `--size` another model.
+
+This project samples at temperature 1, draw included, in chunks as its scripts do. The peers take
+the likeliest token, which is the fastest they can do. All make exactly the tokens asked for.
 """
 
 import argparse
+import collections
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -17,120 +25,558 @@ import sys
 import tempfile
 import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, os.pardir, folder) for folder in ('src', 'tests')]
+from engines import (
+    CORES,
+    ENGINES,
+    LITE,
+    MODEL,
+    OURS,
+    ROOT,
+    SIZES,
+    converted,
+    is_converted,
+    is_installed,
+    load,
+    open_project,
+    write_official,
+)
 
-HPARAMS = {'n_vocab': 50257, 'n_ctx': 1024, 'n_embd': 768, 'n_head': 12, 'n_layer': 12}
+NEAR_TIE = 1e-3  # engines may choose differently between logits as close as this
 
 
-def peak_memory():
-    """Returns the peak resident memory of this process in MB (Linux)."""
-    # Not getrusage's: that begins at what the parent process had.
+# The rows
+
+# A text: `batch` prompts of `prompt` tokens are continued by `new` tokens each.
+Text = collections.namedtuple('Text', 'title batch prompt new')
+
+TEXTS = {
+    'short': Text('batch 1, 32 + 128 tokens, ms a token', 1, 32, 128),
+    'long': Text('batch 1, 32 + 960 tokens, ms a token', 1, 32, 960),
+    'batch8': Text('batch 8, 32 + 256 tokens, ms a token', 8, 32, 256),
+    'long8': Text('batch 8, 32 + 960 tokens, ms a token', 8, 32, 960),
+    'batch32': Text('batch 32, 32 + 128 tokens, ms a token', 32, 32, 128),
+    'long32': Text('batch 32, 32 + 960 tokens, ms a token', 32, 32, 960),
+    'prompt32': Text('prompt of 32 tokens, ms', 1, 32, 1),
+    'prompt512': Text('prompt of 512 tokens, ms', 1, 512, 1),
+    'prompt1000': Text('prompt of 1,000 tokens, ms', 1, 1000, 1),
+}
+PICKS = {'top-k': {'top_k': 40}, 'top-p': {'top_p': 0.9}}
+STARTS = {'start': ('process start to 40 tokens, s', 40),
+          'first': ('process start to the first token, s', 1)}
+TITLES = {
+    **{row: text.title for row, text in TEXTS.items()},
+    'top-k': 'batch 1, added by top-k 40, %',
+    'top-p': 'batch 1, added by top-p 0.9, %',
+    'top-k8': 'batch 8, added by top-k 40, %',
+    'top-p8': 'batch 8, added by top-p 0.9, %',
+    **{row: title for row, (title, _) in STARTS.items()},
+    'memory': 'peak memory, batch 1, 32 + 128 tokens, MB',
+    'convert': 'converting the weights (once), s',
+    'convert-memory': 'converting the weights (once), peak memory, MB',
+}
+
+# What the project set out to reach, on two cores: an engine's row may be so many times that of
+# another engine, of reading all weights once ('floor'), of the memory of TensorFlow and 1.35 times
+# the weights and 250 MB ('allowed'), or of 1 (None).
+Bar = collections.namedtuple('Bar', 'size row engine against limit')
+
+BARS = [Bar('124M', *bar) for bar in [
+    ('short', 'lite-f32', 'ct2-f32', 1.0),
+    ('short', 'lite-f32', 'torch-f32', 0.5),
+    ('short', 'lite-f32', 'floor', 1.35),
+    ('long', 'lite-f32', 'ct2-f32', 1.05),
+    ('batch8', 'lite-f32', 'ct2-f32', 0.75),
+    ('batch32', 'lite-f32', 'ct2-f32', 0.75),
+    ('short', 'lite-int8', 'ct2-int8', 0.5),
+    ('short', 'lite-int8', 'llama-q8', 1.0),
+    ('long', 'lite-int8', 'ct2-int8', 0.6),
+    ('batch8', 'lite-int8', 'ct2-int8', 0.6),
+    ('prompt512', 'lite-f32', 'torch-f32', 0.9),
+    ('short', 'graph', 'before', 1.0),
+    ('batch8', 'graph', 'before', 1.0),
+]] + [Bar('124M', row, engine, against, limit) for row, against, limit in [
+    ('start', 'torch-f32', 0.55),
+    ('memory', 'allowed', 1),
+    ('convert', None, 30),
+    ('convert-memory', None, 2000),
+    ('top-k', None, 5),
+    ('top-p', None, 10),
+    ('top-k8', None, 5),
+    ('top-p8', None, 10),
+] for engine in LITE] + [Bar(*bar) for bar in [
+    ('774M', 'memory', 'lite-f32', 'allowed', 1),
+    ('774M', 'memory', 'lite-int8', 'allowed', 1),
+    ('1558M', 'memory', 'lite-f32', None, 20000),
+    ('1558M', 'memory', 'lite-int8', None, 6000),
+    ('1558M', 'convert-memory', 'lite-f32', None, 20000),
+    ('1558M', 'convert-memory', 'lite-int8', None, 6000),
+]]
+
+
+def can_measure(row, engine):
+    """Says whether an engine has this row."""
+    if row.startswith('convert'):
+        return engine in LITE
+    if row.startswith('top-'):
+        return engine in OURS
+    return engine != 'before' or row in TEXTS
+
+
+# Workers: each runs in a process of its own and returns its measurements by row
+
+def make_prompts(batch, length):
+    """Returns prompts that differ from each other, lists of ids."""
+    return [[(7919 * (i + 1) + 104729 * row) % 50000 for i in range(length)]
+            for row in range(batch)]
+
+
+def memory(what):
+    """Returns the resident memory of this process in MB, at its peak (VmHWM) or now (VmRSS)."""
+    # Not getrusage's peak, which begins at that of the parent process.
     with open('/proc/self/status', encoding='ascii') as file:
-        return int(re.search(r'VmHWM:\s*(\d+) kB', file.read()).group(1)) * 1024 / 1e6
+        return int(re.search(what + r':\s*(\d+) kB', file.read()).group(1)) * 1024 / 1e6
 
 
-def run_import(directory, prompt, length):
-    """What TensorFlow takes by itself."""
+def time_texts(folder, name, rows):
+    """Milliseconds a token, prompt included, once warm; short ones are repeated for a second."""
+    generate = load(folder, name)
+    results = {}
+    for row in rows:
+        _, batch, n_prompt, n_new = TEXTS[row]
+        prompts = make_prompts(batch, n_prompt)
+        generate(prompts, min(n_new, 8))
+        times = []
+        while sum(times) < 1:
+            began = time.perf_counter()
+            tokens = generate(prompts, n_new)
+            times.append(time.perf_counter() - began)
+            assert tokens.shape == (batch, n_new), tokens.shape
+        results[row] = 1000 * statistics.median(times) / n_new
+    return results
+
+
+def time_picks(folder, name, rows):
+    """What top-k and top-p add to a step, in percent.
+
+    Three samplers take turns, 16 steps each, so that they are always at the same place of a text.
+    """
+    import sample
+    engine, dtype = ENGINES[name].load.keywords['engine'], ENGINES[name].load.keywords['dtype']
+    samplers = {pick: open_project(folder, engine, dtype, **options)
+                for pick, options in [('plain', {})] + list(PICKS.items())}
+    results = {}
+    for batch, ending in [(1, ''), (8, '8')]:
+        if not any(pick + ending in rows for pick in PICKS):
+            continue
+        streams = [sample.random_stream(0, row) for row in range(batch)]
+        uniforms = sample.random_uniforms(streams, 16, samplers['plain'].hparams.n_vocab)
+        times = collections.defaultdict(list)
+        for sampler in samplers.values():
+            sampler.start(make_prompts(batch, 32))
+        for _ in range(7):
+            for pick, sampler in samplers.items():
+                began = time.perf_counter()
+                sampler.decode(16, uniforms)
+                times[pick].append(time.perf_counter() - began)
+        for pick in PICKS:  # the first turn warms up
+            added = [t / plain - 1 for t, plain in zip(times[pick][1:], times['plain'][1:])]
+            results[pick + ending] = 100 * statistics.median(added)
+    return results
+
+
+def measure_memory(folder, name, rows):
+    """Peak memory of a process that does no more than continue one text."""
+    generate = load(folder, name)
+    generate(make_prompts(1, 32), 128)
+    return {'memory': memory('VmHWM')}
+
+
+def measure_import(folder, name, rows):
+    """Memory that TensorFlow takes by itself."""
     import cli
     cli.import_tensorflow()
+    return {'import': memory('VmRSS')}
+
+
+def measure_bandwidth(folder, name, rows):
+    """The rate at which all cores together read memory, in GB/s: the best of ten."""
+    from concurrent.futures import ThreadPoolExecutor
+    os.environ['OPENBLAS_NUM_THREADS'] = '1'  # a thread of ours for each core
+    import numpy as np
+    parts = [np.ones(2**28 // CORES, np.float32) for _ in range(CORES)]
+    n_bytes = sum(part.nbytes for part in parts)
+
+    def seconds(pool):
+        began = time.perf_counter()
+        list(pool.map(lambda part: np.dot(part, part), parts))
+        return time.perf_counter() - began
+    with ThreadPoolExecutor(CORES) as pool:
+        return {'bandwidth': n_bytes / min(seconds(pool) for _ in range(10)) / 1e9}
+
+
+def start(folder, name, rows):
+    """What a peer does from start to end; the parent takes the time."""
+    row, = rows
+    load(folder, name)(make_prompts(1, 20), STARTS[row][1])
     return {}
 
 
-def run_graph(directory, prompt, length):
-    """This project's graph engine."""
+def convert(folder, name, rows):
+    """Time and memory to convert the weights for the lite engine, anew."""
+    import shutil
+
+    import checkpoint
+    import cli
+    dtype = ENGINES[name].load.keywords['dtype']
+    opened = checkpoint.open_model(MODEL, folder)
+    cli.import_tensorflow()
+    import lite
+    shutil.rmtree(lite.converted_folder(opened.directory, dtype), ignore_errors=True)
+    began = time.perf_counter()
+    lite.convert(opened.directory, opened.hparams, dtype)
+    return {'convert': time.perf_counter() - began, 'convert-memory': memory('VmHWM')}
+
+
+def greedy(folder, name, rows):
+    """The likeliest tokens after some prompts."""
+    return {'greedy': load(folder, name, temperature=0)(make_prompts(16, 32), 24).tolist()}
+
+
+def margin(folder, name, rows):
+    """The distance of the two best logits after a text, whose ids are given as `rows`."""
+    import checkpoint
+    import cli
+    opened = checkpoint.open_model(MODEL, folder)
+    tf = cli.import_tensorflow()
+    import model
+    with tf.Session() as session:
+        tokens = tf.constant([[int(row) for row in rows]])
+        best = tf.nn.top_k(model.model(opened.hparams, tokens)['logits'][0, -1], 2).values
+        checkpoint.restore(session, opened.directory)
+        first, second = session.run(best)
+    return {'margin': float(first - second)}
+
+
+def prepare(folder, name, rows):
+    """Writes the official model, or converts it for an engine."""
+    if name in SIZES:
+        write_official(folder, name)
+    else:
+        ENGINES[name].write(folder, converted(folder, name))
+    return {}
+
+
+WORKERS = {worker.__name__: worker for worker in (
+    time_texts, time_picks, measure_memory, measure_import, measure_bandwidth, start, convert,
+    greedy, margin, prepare)}
+
+
+# The parent
+
+def run(command, stdin=''):
+    """Runs a command, and returns its output and the seconds it took; ends all if it fails."""
+    began = time.perf_counter()
+    done = subprocess.run(command, input=stdin.encode(), capture_output=True,
+                          env=dict(os.environ, CUDA_VISIBLE_DEVICES='', HF_HUB_OFFLINE='1'))
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        sys.exit('%s\n%s' % (' '.join(command), done.stderr.decode(errors='replace')[-3000:]))
+    return done.stdout.decode(), seconds
+
+
+def work(options, worker, name='', rows=()):
+    """Runs a worker in a process of its own, and returns its results."""
+    return json.loads(run(worker_command(options, worker, name, rows))[0].splitlines()[-1])
+
+
+def worker_command(options, worker, name, rows):
+    """Returns the command that runs a worker."""
+    before = ['--before', options.before] if name == 'before' else []
+    return [sys.executable, os.path.abspath(__file__), '--worker', worker, '--engines', name,
+            '--only', ','.join(rows), '--folder', options.folder] + before
+
+
+def time_start(options, name, row):
+    """Returns the seconds from the start of a process to its end, after a few new tokens.
+
+    This project runs its script for prompts, from text to text. The peers are given ids.
+    """
+    if name not in OURS:
+        return run(worker_command(options, 'start', name, [row]))[1]
+    keywords = ENGINES[name].load.keywords
+    script = os.path.join(ROOT, 'src', 'interactive_conditional_samples.py')
+    return run([sys.executable, script, '--models_dir', options.folder, '--model_name', MODEL,
+                '--length', str(STARTS[row][1]), '--engine', keywords['engine'],
+                '--dtype', keywords['dtype']], stdin='a b c d e f g h i j k l m n o p q r s t\n')[1]
+
+
+def say(text):
+    """Tells on stderr how far the work has come."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def prepare_all(options, cells):
+    """Writes the model for every engine that will run, unless an earlier run kept it.
+
+    Returns:
+      The results of converting for the lite engine, which is done anew if it is to be measured.
+    """
+    results = {}
+    if not os.path.exists(os.path.join(options.folder, MODEL, 'vocab.bpe')):
+        say('writing random weights, %s' % options.size)
+        work(options, 'prepare', options.size)
+    for name in sorted({name for _, name in cells} - {'before', 'graph'}):
+        wanted = {cell for cell in cells if cell[1] == name and cell[0].startswith('convert')}
+        if wanted or not is_converted(options.folder, name):
+            say('converting for %s' % ENGINES[name].title)
+            measured = work(options, 'convert' if name in LITE else 'prepare', name)
+            results.update({cell: measured[cell[0]] for cell in wanted})
+    return results
+
+
+def check_greedy(options, names):
+    """Ends the program if float32 engines differ by more than a near-tie can explain."""
+    texts = {name: work(options, 'greedy', name)['greedy'] for name in names}
+    prompts, expected = make_prompts(16, 32), texts['graph']
+    for name in names:
+        for row, (tokens, others) in enumerate(zip(expected, texts[name])):
+            same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1],
+                                                zip(tokens, others))))
+            if same == len(tokens):
+                continue
+            text = map(str, prompts[row] + tokens[:same])
+            apart = work(options, 'margin', 'graph', text)['margin']
+            say('%s differs from the graph at token %d of text %d, where the two best logits are '
+                '%.1e apart' % (ENGINES[name].title, same + 1, row + 1, apart))
+            if apart > NEAR_TIE:
+                sys.exit('That is no near-tie: nothing was measured.')
+    say('same greedy tokens: %s' % ', '.join(ENGINES[name].title for name in names))
+
+
+def measure(options, cells):
+    """Measures all cells, (row, engine), round after round, and returns their medians."""
+    results = collections.defaultdict(list)
+    for n in range(options.rounds):
+        results['bandwidth', None].append(work(options, 'measure_bandwidth')['bandwidth'])
+        if any(row == 'memory' for row, _ in cells):
+            results['import', None].append(work(options, 'measure_import')['import'])
+        for name in ENGINES:
+            rows = [row for row in TITLES
+                    if (row, name) in cells and not row.startswith('convert')]
+            if not rows:
+                continue
+            measured = measure_engine(options, name, rows)
+            say('round %d, %s: %s' % (n + 1, ENGINES[name].title, ', '.join(
+                '%s %.4g' % item for item in measured.items())))
+            for row, value in measured.items():
+                results[row, name].append(value)
+    return {cell: statistics.median(values) for cell, values in results.items()}
+
+
+def measure_engine(options, name, rows):
+    """Returns one measurement of each of an engine's rows."""
+    measured = {}
+    for worker, chosen in [('time_texts', lambda row: row in TEXTS),
+                           ('time_picks', lambda row: row.startswith('top-')),
+                           ('measure_memory', lambda row: row == 'memory')]:
+        its_rows = [row for row in rows if chosen(row)]
+        if its_rows:
+            measured.update(work(options, worker, name, its_rows))
+    for row in STARTS:
+        if row in rows:
+            measured[row] = time_start(options, name, row)
+    return {row: measured[row] for row in rows}
+
+
+# Results
+
+def weights_bytes(options, name):
+    """Returns the size of the weights in an engine's dtype."""
     import types
 
-    import cli
-    tf = cli.import_tensorflow()
     import checkpoint
-    import sample
-    hparams = types.SimpleNamespace(**HPARAMS)
-    with tf.Session() as session:
-        sampler = sample.Sampler(session, hparams, temperature=0)
-        checkpoint.restore(session, directory)
-
-        def generate():
-            return sample.complete(sampler, [prompt], [0], seed=0, length=length)[0].tolist()
-        return timed(generate, length)
+    hparams = types.SimpleNamespace(**SIZES[options.size])
+    return checkpoint.parameter_count(hparams) * ENGINES[name].bytes
 
 
-def run_transformers(directory, prompt, length):
-    """transformers on torch, float32."""
-    import tensorflow.compat.v1 as tf
-    import torch
-    import transformers
-    reader = tf.train.load_checkpoint(os.path.join(directory, 'model.ckpt'))
-    net = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
-    state = net.state_dict()
-    for name in reader.get_variable_to_shape_map():
-        *scopes, last = re.sub(r'/h(\d+)/', r'/h/\1/', name).split('/')[1:]
-        last = {'g': 'weight', 'w': 'weight', 'b': 'bias'}.get(last, last + '.weight')
-        key = '.'.join(['transformer', *scopes, last])
-        state[key].copy_(torch.from_numpy(reader.get_tensor(name)).reshape(state[key].shape))
-    inputs = torch.tensor([prompt])
-
-    def generate():
-        with torch.no_grad():
-            output = net.generate(inputs, max_new_tokens=length, min_new_tokens=length,
-                                  do_sample=False, pad_token_id=0,
-                                  attention_mask=torch.ones_like(inputs))
-        return output[0, len(prompt):].tolist()
-    return timed(generate, length)
+def yardstick(options, results, row, name, against):
+    """Returns what an engine's row is compared with, or None if that was not measured."""
+    if against is None:
+        return 1
+    if against == 'floor':  # ms to read the weights once
+        return weights_bytes(options, name) / results['bandwidth', None] / 1e6
+    if against == 'allowed':
+        return results['import', None] + 1.35 * weights_bytes(options, name) / 1e6 + 250
+    return results.get((row, against))
 
 
-def timed(generate, length):
-    """Returns the tokens and the milliseconds a new token takes, prompt included, once warm."""
-    generate()
-    began = time.monotonic()
-    tokens = generate()
-    return {'tokens': tokens, 'ms': 1000 * (time.monotonic() - began) / length}
+def print_table(header, rows):
+    """Prints a table in Markdown."""
+    print()
+    for cells in [header, ['---'] * len(header)] + rows:
+        print('| %s |' % ' | '.join(cells))
 
 
-WORKERS = {'import': run_import, 'graph': run_graph, 'transformers': run_transformers}
+def number(value):
+    """Writes a measurement with three digits that count."""
+    if value is None:
+        return ''
+    return '%.*f' % (0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2, value)
 
 
-def measure(worker, directory, prompt, length):
-    """Runs one worker in a process of its own and returns what it measured."""
-    output = subprocess.run(
-        [sys.executable, os.path.abspath(__file__), '--worker', worker, '--directory', directory,
-         '--prompt', json.dumps(prompt), '--new', str(length)],
-        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-    return json.loads(output.splitlines()[-1])
+def print_results(options, results):
+    """Prints the medians, and their ratios to the peers and to the floor."""
+    names = [name for name in ENGINES if any(cell[1] == name for cell in results)]
+    rows = [row for row in TITLES if any(cell[0] == row for cell in results)]
+    print('\n%s on %d cores (%s): memory is read at %.1f GB/s. Medians of %d rounds.' % (
+        options.size, CORES, processor(), results['bandwidth', None], options.rounds))
+    if ('import', None) in results:
+        print('TensorFlow alone takes %.0f MB.' % results['import', None])
+    table = [[TITLES[row]] + [number(results.get((row, name))) for name in names] for row in rows]
+    table += [[TITLES[row].replace('ms a token', 'tokens/s')]
+              + [number(1000 * TEXTS[row].batch / results[row, name])
+                 if (row, name) in results else '' for name in names]
+              for row in rows if options.full and row in TEXTS and TEXTS[row].new > 1]
+    table.append(['reading the weights once, ms']
+                 + [number(yardstick(options, results, None, name, 'floor')) for name in names])
+    print_table([options.size] + [ENGINES[name].title for name in names], table)
+    print_ratios(options, results, [row for row in rows if row in TEXTS])
+    print_bars(options, results)
+
+
+def print_ratios(options, results, rows):
+    """Prints this project's times over the best peer's of similar weights, and over the floor."""
+    table = []
+    for row, name in itertools.product(rows, OURS):
+        if (row, name) not in results:
+            continue
+        full = ENGINES[name].bytes == 4
+        peers = {peer: results[row, peer] for peer in ENGINES if (row, peer) in results
+                 and peer not in OURS + ('before',) and (ENGINES[peer].bytes == 4) == full}
+        best = min(peers, key=peers.get, default=None)
+        floor = yardstick(options, results, row, name, 'floor')
+        table.append([TITLES[row].rpartition(',')[0], ENGINES[name].title,
+                      '%.2f x %s' % (results[row, name] / peers[best], ENGINES[best].title)
+                      if best else '',
+                      '%.2f' % (results[row, name] / floor) if TEXTS[row].new > 1 else ''])
+    if table:
+        print_table(['time', 'of', 'relative to the best peer, of f32 or of fewer bits',
+                     'relative to reading the weights once'], table)
+
+
+def print_bars(options, results):
+    """Prints every measured ratio that the project set itself a limit for."""
+    table = []
+    for _, row, name, against, limit in [bar for bar in BARS if bar.size == options.size]:
+        if (row, name) not in results:
+            continue
+        other = yardstick(options, results, row, name, against)
+        if not other:
+            continue
+        title = {'floor': 'reading the weights once', None: '',
+                 'allowed': 'TensorFlow + 1.35 x weights + 250 MB'}.get(against)
+        value = results[row, name] / other
+        table.append([TITLES[row], ENGINES[name].title,
+                      ENGINES[against].title if title is None else title,
+                      number(value), number(limit), 'yes' if value <= limit else '**no**'])
+    if table:
+        print_table(['goal', 'of', 'relative to', 'measured', 'at most', 'met'], table)
+
+
+def processor():
+    """Returns the name of the processor."""
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+        names = re.findall(r'model name\s*:\s*(.+)', file.read())
+    return names[0] if names else 'unknown processor'
+
+
+def plot(options, results):
+    """Draws the times of all texts as a PNG: a panel a row, a bar an engine, a line the floor."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    rows = [row for row in TEXTS if any(cell[0] == row for cell in results)]
+    figure, panels = plt.subplots(len(rows), 1, figsize=(8, 2.2 * len(rows)), squeeze=False,
+                                  constrained_layout=True)
+    for row, panel in zip(rows, panels[:, 0]):
+        names = [name for name in ENGINES if (row, name) in results][::-1]
+        bars = panel.barh([ENGINES[name].title for name in names],
+                          [results[row, name] for name in names],
+                          color=['tab:orange' if name in OURS else 'tab:gray' for name in names])
+        panel.bar_label(bars, fmt='%.1f', padding=3)
+        if TEXTS[row].new > 1:
+            for i, name in enumerate(names):
+                panel.plot([yardstick(options, results, row, name, 'floor')] * 2,
+                           [i - 0.4, i + 0.4], color='black')
+        panel.set_title('%s, %s' % (options.size, TITLES[row]), fontsize=10)
+        panel.spines[['top', 'right']].set_visible(False)
+        panel.margins(x=0.1)
+    figure.supxlabel('shorter is better; black: reading the weights once at %.0f GB/s'
+                     % results['bandwidth', None], fontsize=9)
+    figure.savefig(options.plot, dpi=150)
+
+
+def choose_cells(options):
+    """Returns the pairs of row and engine to measure."""
+    names = [name for name in ENGINES
+             if is_installed(name) and (options.before or name != 'before')]
+    if options.full or options.only or options.engines:
+        cells = [cell for cell in itertools.product(TITLES, names) if can_measure(*cell)]
+    else:
+        bars = [bar for bar in BARS if bar.size == options.size
+                and (options.before or bar.against != 'before')]
+        cells = [(bar.row, name) for bar in bars for name in (bar.engine, bar.against)
+                 if name in names]
+    return {(row, name) for row, name in cells if (not options.only or row in options.only)
+            and (not options.engines or name in options.engines)}
+
+
+def parse(argv):
+    """Returns the options of the command line."""
+    def names(text):
+        return [name for name in text.split(',') if name]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', choices=list(SIZES), default='124M', help='of the model')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--full', action='store_true', help='all rows, all engines: hours')
+    parser.add_argument('--only', type=names, default=[], metavar='ROW[,ROW]',
+                        help='these rows, for all engines: %s' % ', '.join(TITLES))
+    parser.add_argument('--engines', type=names, default=[], metavar='NAME[,NAME]',
+                        help='these engines alone: %s' % ', '.join(ENGINES))
+    parser.add_argument('--before', metavar='FOLDER',
+                        help='another checkout of this project, whose graph engine to compare')
+    parser.add_argument('--folder', help='where the models are written, and kept for the next run '
+                                         'of the same size; a temporary one if not given')
+    parser.add_argument('--plot', metavar='FILE', help='draw the times, as a PNG')
+    parser.add_argument('--worker', choices=list(WORKERS), help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if not options.worker:
+        for name in set(options.only) - set(TITLES) | set(options.engines) - set(ENGINES):
+            parser.error('there is no %s; see --help' % name)
+    return options
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--prompt', default='32', help='its number of tokens')
-    parser.add_argument('--new', type=int, default=128, help='number of new tokens')
-    parser.add_argument('--worker', choices=WORKERS, help=argparse.SUPPRESS)
-    parser.add_argument('--directory', help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(sys.argv[1:])
+    src = os.path.join(options.before if options.worker and options.before else ROOT, 'src')
+    sys.path[:0] = [src, os.path.join(ROOT, 'tests')]
     if options.worker:
-        result = WORKERS[options.worker](options.directory, json.loads(options.prompt),
-                                         options.new)
-        print(json.dumps(dict(result, memory=peak_memory())))
+        name, = options.engines or ['']
+        print(json.dumps(WORKERS[options.worker](options.folder, name, options.only)))
         return
-
-    import reference
-    prompt = [(7919 * i) % HPARAMS['n_vocab'] for i in range(1, int(options.prompt) + 1)]
-    with tempfile.TemporaryDirectory() as directory:
-        reference.write_checkpoint(directory, HPARAMS, reference.random_weights(HPARAMS, 0))
-        results = {name: [] for name in WORKERS}
-        for _ in range(options.rounds):
-            for name in WORKERS:
-                results[name].append(measure(name, directory, prompt, options.new))
-    assert results['graph'][0]['tokens'] == results['transformers'][0]['tokens']
-
-    def median(name, what):
-        return statistics.median(result[what] for result in results[name])
-    for name in ('transformers', 'graph'):
-        print('%-14s %6.1f ms a token   %6.0f MB' % (name, median(name, 'ms'),
-                                                      median(name, 'memory')))
-    print('%-14s %27.0f MB' % ('TensorFlow', median('import', 'memory')))
-    print('time, graph / transformers: %.2f' % (median('graph', 'ms')
-                                                 / median('transformers', 'ms')))
+    cells = choose_cells(options)
+    with contextlib.ExitStack() as stack:
+        options.folder = options.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        os.makedirs(options.folder, exist_ok=True)
+        results = prepare_all(options, cells)
+        exact = {name for row, name in cells if row in TEXTS and ENGINES[name].bytes == 4}
+        if exact - {'graph'}:
+            check_greedy(options, [name for name in ENGINES if name in exact | {'graph'}])
+        results.update(measure(options, cells))
+    print_results(options, results)
+    if options.plot:
+        plot(options, results)
 
 
 if __name__ == '__main__':

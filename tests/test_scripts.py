@@ -17,7 +17,7 @@ import train
 UNCONDITIONAL = 'generate_unconditional_samples.py'
 INTERACTIVE = 'interactive_conditional_samples.py'
 PROMPT = 'Model prompt >>> '
-PATIENCE = 4  # times Ctrl-C is typed: one that falls into a destructor is lost, which is Python's way
+PATIENCE = 4  # times to type Ctrl-C: one that falls into a destructor is lost, as Python has it
 LONG = os.environ.get('GPT2_TEST_LONG') == '1'
 only_long = pytest.mark.skipif(not LONG, reason='set GPT2_TEST_LONG=1 for the longer matrices')
 
