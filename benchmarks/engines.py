@@ -144,16 +144,16 @@ def write_gguf(folder, target, dtype):
 def open_project(folder, engine, dtype, **options):
     """Returns a sampler of this project."""
     import checkpoint
-    import cli
     opened = checkpoint.open_model(MODEL, folder)
-    cli.import_tensorflow()
     import engine as project
     return project.open_sampler(opened, engine, dtype, **options)
 
 
 def load_project(folder, target, temperature, engine, dtype):
     """This project."""
-    return sampling(open_project(folder, engine, dtype, temperature=temperature))
+    import generation
+    sampler = open_project(folder, engine, dtype, temperature=temperature)
+    return functools.partial(sampling, generation.complete, sampler)
 
 
 def load_before(folder, target, temperature):
@@ -166,16 +166,12 @@ def load_before(folder, target, temperature):
     session = tf.Session()
     sampler = sample.Sampler(session, opened.hparams, temperature=temperature)
     checkpoint.restore(session, opened.directory)
-    return sampling(sampler)
+    return functools.partial(sampling, sample.complete, sampler)
 
 
-def sampling(sampler):
-    """Returns the function that samples as the scripts do."""
-    import sample
-
-    def generate(prompts, n_new):
-        return sample.complete(sampler, prompts, range(len(prompts)), seed=0, length=n_new)
-    return generate
+def sampling(complete, sampler, prompts, n_new):
+    """Samples as the scripts do."""
+    return complete(sampler, prompts, range(len(prompts)), seed=0, length=n_new)
 
 
 def load_transformers(folder, target, temperature, dtype):

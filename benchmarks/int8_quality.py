@@ -26,7 +26,8 @@ def lite_logits(opened, dtype, texts):
     The engine decodes as always, but its choice of each token is replaced by the text's.
     """
     import lite
-    folder = lite.convert(opened.directory, opened.hparams, dtype)
+    import lite_converter
+    folder = lite_converter.convert(opened.directory, opened.hparams, dtype)
     sampler = lite.Sampler(folder, opened.hparams, temperature=0)
     n_text = texts.shape[1]
     result = []
@@ -61,12 +62,13 @@ def log_softmax(logits):
 
 def sample_texts(opened, n_texts, n_tokens):
     """Returns texts sampled by the lite engine in float32, int [B, S]."""
+    import generation
     import lite
-    import sample
-    folder = lite.convert(opened.directory, opened.hparams, 'float32')
+    import lite_converter
+    folder = lite_converter.convert(opened.directory, opened.hparams, 'float32')
     sampler = lite.Sampler(folder, opened.hparams)
     prompts = [[1000 * row] for row in range(n_texts)]
-    tokens = sample.complete(sampler, prompts, range(n_texts), seed=0, length=n_tokens - 1)
+    tokens = generation.complete(sampler, prompts, range(n_texts), seed=0, length=n_tokens - 1)
     return np.concatenate([prompts, tokens], axis=1)
 
 

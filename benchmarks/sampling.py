@@ -160,7 +160,7 @@ def time_picks(folder, name, rows):
 
     Three samplers take turns, 16 steps each, so that they are always at the same place of a text.
     """
-    import sample
+    import generation
     engine, dtype = ENGINES[name].load.keywords['engine'], ENGINES[name].load.keywords['dtype']
     samplers = {pick: open_project(folder, engine, dtype, **options)
                 for pick, options in [('plain', {})] + list(PICKS.items())}
@@ -168,8 +168,8 @@ def time_picks(folder, name, rows):
     for batch, ending in [(1, ''), (8, '8')]:
         if not any(pick + ending in rows for pick in PICKS):
             continue
-        streams = [sample.random_stream(0, row) for row in range(batch)]
-        uniforms = sample.random_uniforms(streams, 16, samplers['plain'].hparams.n_vocab)
+        streams = [generation.random_stream(0, row) for row in range(batch)]
+        uniforms = generation.random_uniforms(streams, 16, samplers['plain'].hparams.n_vocab)
         times = collections.defaultdict(list)
         for sampler in samplers.values():
             sampler.start(make_prompts(batch, 32))
@@ -231,9 +231,10 @@ def convert(folder, name, rows):
     opened = checkpoint.open_model(MODEL, folder)
     cli.import_tensorflow()
     import lite
+    import lite_converter
     shutil.rmtree(lite.converted_folder(opened.directory, dtype), ignore_errors=True)
     began = time.perf_counter()
-    lite.convert(opened.directory, opened.hparams, dtype)
+    lite_converter.convert(opened.directory, opened.hparams, dtype)
     return {'convert': time.perf_counter() - began, 'convert-memory': memory('VmHWM')}
 
 

@@ -4,6 +4,8 @@ import itertools
 
 import checkpoint
 import cli
+import generation
+from engine import open_sampler
 
 
 def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=None,
@@ -36,9 +38,6 @@ def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=
     hparams, encoder = opened.hparams, opened.encoder
     length = cli.fit_to_model(hparams, length, hparams.n_ctx, top_k)
 
-    cli.import_tensorflow()
-    import sample
-    from engine import open_sampler
     sampler = open_sampler(opened, engine, dtype, temperature=temperature, top_k=top_k, top_p=top_p)
     seed = cli.choose_seed(seed)
     start = [encoder.encoder[checkpoint.END_OF_TEXT]]
@@ -47,7 +46,8 @@ def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=
         indices = list(itertools.islice(numbers, batch_size))
         if not indices:
             return
-        rows = sample.complete(sampler, [start] * len(indices), indices, seed=seed, length=length)
+        rows = generation.complete(sampler, [start] * len(indices), indices, seed=seed,
+                                   length=length)
         for index, row in zip(indices, rows):
             print('=' * 40 + ' SAMPLE %d ' % (index + 1) + '=' * 40)
             print(encoder.decode(row), flush=True)

@@ -4,6 +4,8 @@ import sys
 
 import checkpoint
 import cli
+import generation
+from engine import open_sampler
 
 try:
     import readline  # line editing and history for input(), where there is one
@@ -46,9 +48,6 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
     if readline:  # UTF-8 in and out, whatever the locale says
         for setting in ('input-meta on', 'output-meta on', 'convert-meta off'):
             readline.parse_and_bind('set ' + setting)
-    cli.import_tensorflow()
-    import sample
-    from engine import open_sampler
     sampler = open_sampler(opened, engine, dtype, temperature=temperature, top_k=top_k, top_p=top_p)
     seed = cli.choose_seed(seed)
     made = 0
@@ -61,8 +60,8 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
         try:
             for first in range(0, nsamples, batch_size):
                 indices = range(made + first, made + min(first + batch_size, nsamples))
-                rows = sample.complete(sampler, [prompt] * len(indices), indices, seed=seed,
-                                       length=length)
+                rows = generation.complete(sampler, [prompt] * len(indices), indices, seed=seed,
+                                           length=length)
                 for number, row in enumerate(rows, first + 1):
                     print('=' * 40 + ' SAMPLE %d ' % number + '=' * 40)
                     print(encoder.decode(row))

@@ -1,35 +1,44 @@
 """The CPU engine: the model of `model.py` run by TensorFlow Lite, which comes with TensorFlow 2.
 
-The part of each block before its attention and the part after it are converted to a TensorFlow
-Lite model each, and so is the output layer, in pieces. They hold all the weights, as float32 or as
-int8, and treat every token by itself, so they take any number of tokens of any texts. Attention
-has no weights: it is done here, in NumPy, where the keys and values are.
+`lite_converter.py` has made TensorFlow Lite models of the parts of each block before and after its
+attention, and of the output layer. They hold all the weights, as float32 or as int8, and treat
+every token by itself, so they take any number of tokens of any texts. Attention has no weights: it
+is done here, in NumPy, where the keys and values are; and so is the choice of the next token.
+
+TensorFlow itself is not imported: that takes longer than a short text does.
 
 Letters in the shape comments are those of `model.py`.
 """
 
 import ctypes
 import functools
+import glob
 import hashlib
+import importlib.util
 import math
 import os
-import shutil
-import tempfile
+import sys
 
 import numpy as np
-import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
 import checkpoint
-import model
-import sample
+import cli
+import generation
 
 DTYPES = ('float32', 'int8')
-PIECE_BYTES = 40e6  # of float32 output weights to convert at a time, which bounds the memory needed
 PROMPT_TOKENS = 128  # to read at a time
 
 
-# From a checkpoint to converted models
+# Converted models
+
+def tensorflow_version():
+    """Returns the version of TensorFlow, if possible without importing it."""
+    try:
+        from importlib.metadata import version  # from Python 3.8 on
+        return version('tensorflow')
+    except ImportError:  # or a package of another name, such as tensorflow-cpu
+        return cli.import_tensorflow().__version__
+
 
 def converted_folder(directory, dtype):
     """Returns where the converted models of a model directory are, or would be.
@@ -39,110 +48,52 @@ def converted_folder(directory, dtype):
     """
     with open(checkpoint.weights_prefix(directory) + '.index', 'rb') as file:
         index = file.read()
-    key = hashlib.sha256(index + tf.__version__.encode()).hexdigest()[:16]
+    key = hashlib.sha256(index + tensorflow_version().encode()).hexdigest()[:16]
     return os.path.join(directory, 'lite', '%s-%s' % (dtype, key))
 
 
-def convert(directory, hparams, dtype):
-    """Converts a model directory's weights, unless that was done before.
+@functools.lru_cache(maxsize=None)
+def interpreter_library():
+    """Loads the library of TensorFlow Lite's interpreter, without the rest of TensorFlow.
 
-    Returns:
-      The folder of the converted models. It is there in whole or not at all, and can be removed at
-      any time.
+    From TensorFlow 2.20 on it stands alone inside the tensorflow package: loading it takes a
+    fiftieth of a second and 16 MB, importing TensorFlow seconds and more than 500 MB.
+
+    Raises:
+      ImportError: it is not there.
     """
-    folder = converted_folder(directory, dtype)
-    if os.path.isdir(folder):
-        return folder
-    parent = os.path.dirname(folder)
-    os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix='partial-', dir=parent)
+    package = os.path.dirname(importlib.util.find_spec('tensorflow').origin)
+    name = '_pywrap_tensorflow_interpreter_wrapper'
+    for path in glob.glob(os.path.join(glob.escape(package), 'lite', 'python', name + '.*')):
+        spec = importlib.util.spec_from_file_location(name, path)
+        library = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(library)
+        return library
+    raise ImportError(name)
+
+
+def open_interpreter(path):
+    """Returns the interpreter of a TensorFlow Lite model, with XNNPACK's kernels."""
     try:
-        convert_parts(directory, hparams, dtype, partial)
-        os.rename(partial, folder)
-    except OSError:
-        if not os.path.isdir(folder):  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    for name in os.listdir(parent):
-        if name.startswith(dtype) and name != os.path.basename(folder):  # of other weights
-            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
-    return folder
+        if 'tensorflow' in sys.modules:  # it has loaded the library, which must not be there twice
+            raise ImportError
+        resolver, preserve_all, no_delegates, newest_kernels = 1, False, False, False  # defaults
+        return interpreter_library().CreateWrapperFromFile(
+            path, resolver, [], [], preserve_all, no_delegates, processors(), newest_kernels)
+    except (ImportError, TypeError):  # another TensorFlow has it elsewhere, or calls it otherwise
+        lite = cli.import_tensorflow().lite
+        return lite.Interpreter(path, num_threads=processors())._interpreter
 
-
-def convert_parts(directory, hparams, dtype, folder):
-    """Writes the embeddings and all converted parts of a model into a folder."""
-    reader = tf.train.load_checkpoint(checkpoint.weights_prefix(directory))
-    for name in ('wte', 'wpe'):
-        np.save(os.path.join(folder, name), reader.get_tensor('model/' + name))
-    wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
-    pieces = np.array_split(wte, math.ceil(wte.nbytes / PIECE_BYTES))
-    with tqdm(total=2 * hparams.n_layer + len(pieces), unit='part', disable=None,
-              desc='converting to ' + dtype) as progress:
-        for name, part in parts(hparams, reader, pieces):
-            with open(os.path.join(folder, name + '.tflite'), 'wb') as file:
-                file.write(convert_part(hparams.n_embd, dtype, **part))
-            progress.update()
-
-
-def parts(hparams, reader, pieces):
-    """Yields the name of each part to convert, and arguments for `convert_part`.
-
-    Args:
-      pieces: the token embeddings [V, E], cut into pieces.
-    """
-    names = sorted(reader.get_variable_to_shape_map())
-    for layer in range(hparams.n_layer):
-        scope = 'model/h%d' % layer
-        weights = {name: reader.get_tensor(name) for name in names if name.startswith(scope + '/')}
-        yield 'before%d' % layer, dict(build=model.before_attention, n_inputs=1, scope=scope,
-                                       weights=weights)
-        after = functools.partial(model.after_attention, n_layer=hparams.n_layer)
-        yield 'after%d' % layer, dict(build=after, n_inputs=2, scope=scope, weights=weights)
-    for number, piece in enumerate(pieces):
-        weights = {'model/ln_f/' + name: reader.get_tensor('model/ln_f/' + name) for name in 'gb'}
-        weights['model/wte'] = piece
-        cut = model.HParams(**dict(vars(hparams), n_vocab=len(piece)))
-        yield 'head%d' % number, dict(build=functools.partial(output_layer, cut), n_inputs=1,
-                                      scope='model', weights=weights)
-
-
-def output_layer(hparams, x):
-    """The last normalization and the head, [N, E] -> [N, V]."""
-    return model.head(hparams, model.norm(x, 'ln_f'))
-
-
-def convert_part(n_embd, dtype, build, n_inputs, scope, weights):
-    """Converts a function of n_inputs tensors [N, E] to a TensorFlow Lite model, and returns it.
-
-    Args:
-      build: the function.
-      scope, weights: the variable scope it wants and the values of its variables by name.
-    """
-    with tf.Graph().as_default(), tf.Session() as session, model.variables(scope):
-        inputs = [tf.placeholder(tf.float32, [1, n_embd], 'input%d' % i) for i in range(n_inputs)]
-        output = build(*inputs)
-        for variable in tf.global_variables():
-            if variable.op.name in weights:
-                session.run(variable.initializer,
-                            {variable.initial_value: weights[variable.op.name]})
-        converter = tf.lite.TFLiteConverter.from_session(session, inputs, [output])
-        if dtype == 'int8':  # weights, each output channel with a scale of its own
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        return converter.convert()
-
-
-# Running converted models
 
 class Part:
     """A converted part: takes float32 arrays [N, E], for any N, and returns one [N, ...]."""
 
     def __init__(self, path):
-        self._interpreter = tf.lite.Interpreter(path, num_threads=processors())
-        self._inputs = [details['index'] for details in sorted(
-            self._interpreter.get_input_details(), key=lambda details: details['name'])]
-        self._output = self._interpreter.get_output_details()[0]['index']
-        self._interpreter.allocate_tensors()
+        self._interpreter = open_interpreter(path)
+        self._inputs = sorted(self._interpreter.InputIndices(),
+                              key=lambda index: self._interpreter.TensorName(index, 0))
+        self._output, = self._interpreter.OutputIndices()
+        self._interpreter.AllocateTensors()
         self._n = 1
         release(path)
 
@@ -150,13 +101,13 @@ class Part:
         n, width = inputs[0].shape
         if n != self._n:
             for index in self._inputs:
-                self._interpreter.resize_tensor_input(index, [n, width])
-            self._interpreter.allocate_tensors()
+                self._interpreter.ResizeInputTensor(index, np.array([n, width], np.int32), False)
+            self._interpreter.AllocateTensors()
             self._n = n
         for index, value in zip(self._inputs, inputs):
-            self._interpreter.set_tensor(index, value)
-        self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output)
+            self._interpreter.SetTensor(index, value)
+        self._interpreter.Invoke()
+        return self._interpreter.GetTensor(self._output)
 
 
 def processors():
@@ -206,11 +157,11 @@ class Sampler:
         self._head = [load('head%d' % i) for i in range(n_pieces)]
         self._wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
         self._wpe = np.load(os.path.join(folder, 'wpe.npy'))
-        self._pick = make_pick(hparams.n_vocab, temperature, top_k, top_p)
+        self._pick = functools.partial(pick, temperature=temperature, top_k=top_k, top_p=top_p)
 
     def start(self, prompts):
         """Reads a batch of prompts, as `sample.Sampler.start`."""
-        sample.check_prompts(self.hparams, prompts)
+        generation.check_prompts(self.hparams, prompts)
         lengths = np.array([len(prompt) for prompt in prompts])
         self._token = np.array([prompt[-1] for prompt in prompts])
         self._position = lengths - 1
@@ -225,7 +176,7 @@ class Sampler:
 
     def decode(self, length, uniforms=None):
         """Continues every row, as `sample.Sampler.decode`."""
-        sample.check_window(self.hparams, self._position.max() + 1, length)
+        generation.check_window(self.hparams, self._position.max() + 1, length)
         self._make_room(self._position.max() + length)
         tokens = []
         while len(tokens) < length and not (tokens and self._done.all()):
@@ -246,10 +197,10 @@ class Sampler:
         n_batch, n_seq = tokens.shape
         n_head, n_embd = self.hparams.n_head, self.hparams.n_embd
         n_slots = positions.max() + 1
-        mask = None
+        mask = None  # else [B, 1, S, T]
         if positions.min() + 1 < n_slots:
             later = np.arange(n_slots) > positions[:, :, np.newaxis]
-            mask = (model.MASKED * later[:, np.newaxis]).astype(np.float32)  # [B, 1, S, T]
+            mask = np.where(later, np.float32(-np.inf), np.float32(0))[:, np.newaxis]
         row_numbers = np.arange(n_batch)[:, np.newaxis]
         x = (self._wte[tokens] + self._wpe[positions]).reshape([-1, n_embd])
         for (before, after), (keys, values) in zip(self._layers, self._cache):
@@ -271,19 +222,67 @@ class Sampler:
         """Grows the cache, if need be, to n_slots or more."""
         missing = n_slots - self._cache[0][0].shape[2]
         if missing > 0:
-            missing = math.ceil(missing / sample.CACHE_SLOTS) * sample.CACHE_SLOTS
+            missing = math.ceil(missing / generation.CACHE_SLOTS) * generation.CACHE_SLOTS
             self._cache = [tuple(np.concatenate([slots, self._zeros(missing)], axis=2)
                                  for slots in layer) for layer in self._cache]
 
 
-def make_pick(n_vocab, temperature, top_k, top_p):
-    """Returns `sample.pick` as a function of arrays."""
-    with tf.Graph().as_default():
-        logits = tf.placeholder(tf.float32, [None, n_vocab])
-        uniforms = tf.placeholder(tf.float32, [None, 2 * sample.grid_side(n_vocab)])
-        token = sample.pick(logits, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
-        session = tf.Session()
-        if temperature == 0:
-            greedy = session.make_callable(token, [logits])
-            return lambda logits, uniforms: greedy(logits)
-        return session.make_callable(token, [logits, uniforms])
+def pick(logits, uniforms, temperature, top_k, top_p):
+    """As `sample.pick`, on arrays: float32 [B, V] -> int [B].
+
+    Weights, the probabilities before they are made to sum to 1, stand in for logits: those of
+    tokens that are left out are 0.
+    """
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / np.float32(max(temperature, 1e-30))
+    weights = np.exp(logits)
+    for row in weights:
+        if top_k > 0:
+            row[row < kth_largest(row, top_k)] = 0
+        if top_p < 1:
+            row[row < smallest_of_nucleus(row, top_p)] = 0
+    return draw(weights, uniforms)
+
+
+def kth_largest(weights, k):
+    """Returns the k-th largest of weights [V].
+
+    Cut into groups, k of them have a largest member that reaches the k-th largest of those, so the
+    one looked for does, too: this leaves out most of the vocabulary before anything is sorted.
+    """
+    size = max(1, min(256, len(weights) // k))
+    largest = weights[:len(weights) // size * size].reshape([-1, size]).max(axis=-1)
+    candidates = weights[weights >= np.partition(largest, -k)[-k]]
+    return np.partition(candidates, -k)[-k]
+
+
+def smallest_of_nucleus(weights, p):
+    """Returns the smallest weight that top-p keeps, of weights float32 [V].
+
+    Only the few weights near it are sorted: floats that are not negative compare as their bits do,
+    so sums over those that begin with the same bits tell where it is.
+    """
+    bits = weights.view(np.int32) >> 17
+    mass = np.bincount(bits, weights)  # float64
+    larger = mass[::-1].cumsum()[::-1] - mass
+    wanted = p * mass.sum()
+    group = np.argmax(larger < wanted)  # the first: of the smallest weights
+    near = np.sort(weights[bits == group])[::-1]
+    n_kept = np.count_nonzero(larger[group] + near.cumsum(dtype=np.float64) - near < wanted)
+    return near[max(n_kept, 1) - 1]
+
+
+def draw(weights, uniforms):
+    """As `sample.draw`, from the tokens' weights: float32 [B, V] -> int [B]."""
+    n_batch, n_vocab = weights.shape
+    side = generation.grid_side(n_vocab)
+    grid = np.zeros([n_batch, side * side], np.float32)
+    grid[:, :n_vocab] = weights
+    grid = grid.reshape([n_batch, side, side])
+    gumbel = -np.log(-np.log(uniforms))
+    with np.errstate(divide='ignore'):  # the logarithm of 0 is never the largest
+        row = (np.log(grid.sum(axis=-1)) + gumbel[:, :side]).argmax(axis=-1)
+        in_row = np.log(grid[np.arange(n_batch), row])  # [B, R]
+    column = (in_row + gumbel[:, side:]).argmax(axis=-1)
+    return row * side + column

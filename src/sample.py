@@ -14,16 +14,13 @@ the side of the square grid that `draw` lays the vocabulary out in.
 
 import collections
 import math
-import time
 
-import numpy as np
 import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
 import model
+from generation import CACHE_SLOTS, check_prompts, check_window, grid_side
 
 DROPPED = -1e10  # the logit of a token that top-k or top-p left out
-CACHE_SLOTS = 128  # a cache grows by so many slots: attention reads all it has, filled or not
 
 # Where decoding stands: `token` int32 [B], the last of each row, which the model has not read yet;
 # `position` int32 [B], its place in its text; `done` bool [B], whether it ended the text; and
@@ -85,11 +82,6 @@ def top_p_logits(logits, p):
 def keep(logits, kept):
     """Sets the logits where `kept` is false to DROPPED; [B, V] in and out."""
     return tf.where(kept, logits, tf.fill(tf.shape(logits), DROPPED))
-
-
-def grid_side(n_vocab):
-    """Returns R, the side of the smallest square that holds the vocabulary."""
-    return math.ceil(math.sqrt(n_vocab))
 
 
 def draw(logits, uniforms):
@@ -277,45 +269,6 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     return tf.concat([context, tokens], axis=1)
 
 
-def check_window(hparams, n_context, length):
-    """Raises ValueError if a text of n_context tokens and `length` more do not fit the window."""
-    excess = n_context + length - 1 - hparams.n_ctx
-    if excess > 0:
-        raise ValueError('%d tokens and %d new ones are %d too many for the window of %d'
-                         % (n_context, length, excess, hparams.n_ctx))
-
-
-def check_prompts(hparams, prompts):
-    """Raises ValueError if a prompt has no tokens, an id that is none, or is beyond the window."""
-    for prompt in prompts:
-        if not prompt:
-            raise ValueError('a prompt has no tokens')
-        if not 0 <= min(prompt) <= max(prompt) < hparams.n_vocab:
-            raise ValueError('a prompt has an id that is not in 0 to %d' % (hparams.n_vocab - 1))
-        check_window(hparams, len(prompt), 1)
-
-
-# Randomness
-
-def random_stream(seed, index):
-    """Returns the random numbers of sample `index` of a run with this seed, both ints >= 0."""
-    return np.random.Philox(np.random.SeedSequence([seed, index]))
-
-
-def random_uniforms(streams, length, n_vocab):
-    """Takes from each stream the numbers its next `length` tokens are drawn with.
-
-    Every value is a multiple of 2**-24 strictly between 0 and 1, exact in float32.
-
-    Returns:
-      float32 [B, length, 2R].
-    """
-    width = 2 * grid_side(n_vocab)
-    raw = np.stack([stream.random_raw(length * width) for stream in streams])
-    uniform = ((raw >> np.uint64(41)).astype(np.float64) + 0.5) * 2**-23
-    return uniform.reshape([len(streams), length, width]).astype(np.float32)
-
-
 # Decoding in chunks
 
 class Sampler:
@@ -422,50 +375,3 @@ def store(variables, values):
     return tf.group(*[variable.assign(value) for variable, value in pairs])
 
 
-def generate(sampler, prompts, indices, *, seed, length, chunk_seconds=0.5):
-    """Continues a batch of prompts, in chunks that each take about chunk_seconds at most.
-
-    The first chunk is a single token, so that the first word shows early. Chunks do not change
-    the text, nor do the other prompts in the batch.
-
-    Args:
-      sampler: a Sampler, or anything else with its `hparams`, `greedy`, `stop_token`, `start`
-        and `decode`.
-      prompts: lists of ids.
-      indices: the number of each sample in the run, ints >= 0.
-      seed: of the run, an int >= 0. Seed and index decide a sample's randomness.
-      length: of each text, in new tokens.
-
-    Yields:
-      int32 [B, N], the next N tokens of each row, until there are `length` or all rows are done.
-    """
-    streams = [random_stream(seed, index) for index in indices]
-    done = np.zeros(len(prompts), dtype=bool)
-    sampler.start(prompts)
-    chunk = 1
-    while length > 0 and not done.all():
-        chunk = min(chunk, length)
-        began = time.monotonic()
-        noise = None if sampler.greedy else random_uniforms(streams, chunk,
-                                                            sampler.hparams.n_vocab)
-        tokens = sampler.decode(chunk, noise)
-        rate = chunk / (time.monotonic() - began)
-        yield tokens
-        if sampler.stop_token is not None:
-            done |= (tokens == sampler.stop_token).any(axis=1)
-        length -= chunk
-        chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
-
-
-def complete(sampler, prompts, indices, *, seed, length):
-    """Does as `generate`, with a progress bar on stderr if that is a terminal.
-
-    Returns:
-      int32 [B, N], N <= length, all new tokens of each row.
-    """
-    with tqdm(total=length, unit='token', leave=False, disable=None) as progress:
-        chunks = []
-        for tokens in generate(sampler, prompts, indices, seed=seed, length=length):
-            chunks.append(tokens)
-            progress.update(tokens.shape[1])
-    return np.concatenate(chunks, axis=1)

@@ -1,22 +1,28 @@
 """The CPU engine gives the graph engine's texts, and its files are there in whole or not at all."""
 
+import fractions
 import os
 import shutil
 import subprocess
 import sys
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from hypothesis import strategies
 
 import checkpoint
+import generation
 import reference
 import sample
 
 if tf.__version__.startswith('1.'):
     pytest.skip('the lite engine needs TensorFlow 2', allow_module_level=True)
 
-import lite  # noqa: E402  (only where it works)
+import engine  # noqa: E402  (only where it works)
+import lite  # noqa: E402
+import lite_converter  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HPARAMS = {'n_vocab': 257, 'n_ctx': 300, 'n_embd': 48, 'n_head': 3, 'n_layer': 2}
@@ -45,13 +51,13 @@ def graph_sampler(session, model, **options):
 
 
 def lite_sampler(model, dtype='float32', **options):
-    return lite.Sampler(lite.convert(model.directory, model.hparams, dtype), model.hparams,
-                        **options)
+    folder = lite_converter.convert(model.directory, model.hparams, dtype)
+    return lite.Sampler(folder, model.hparams, **options)
 
 
 def texts(sampler, prompts, length, first=0, seed=11):
     indices = range(first, first + len(prompts))
-    return np.concatenate(list(sample.generate(sampler, prompts, indices, seed=seed,
+    return np.concatenate(list(generation.generate(sampler, prompts, indices, seed=seed,
                                                length=length)), axis=1).tolist()
 
 
@@ -128,34 +134,34 @@ def test_int8_stays_close_to_float32(box):
 
 
 def test_conversion_is_whole_or_absent(opened, monkeypatch):
-    folder = lite.convert(opened.directory, opened.hparams, 'float32')
+    folder = lite_converter.convert(opened.directory, opened.hparams, 'float32')
     parent = os.path.dirname(folder)
     shutil.rmtree(folder)
     calls = []
-    real = lite.convert_part
+    real = lite_converter.convert_part
 
     def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
-    monkeypatch.setattr(lite, 'convert_part', interrupted)
+    monkeypatch.setattr(lite_converter, 'convert_part', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        lite.convert(opened.directory, opened.hparams, 'float32')
+        lite_converter.convert(opened.directory, opened.hparams, 'float32')
     assert not os.path.exists(folder)
     assert not [name for name in os.listdir(parent) if name.startswith('partial-')]
-    monkeypatch.setattr(lite, 'convert_part', real)
-    assert lite.convert(opened.directory, opened.hparams, 'float32') == folder
+    monkeypatch.setattr(lite_converter, 'convert_part', real)
+    assert lite_converter.convert(opened.directory, opened.hparams, 'float32') == folder
     assert os.path.isdir(folder)
 
 
 def test_other_weights_are_converted_anew(opened, tmp_path):
     directory = str(tmp_path / 'tiny')
     shutil.copytree(opened.directory, directory, ignore=shutil.ignore_patterns('lite'))
-    old = lite.convert(directory, opened.hparams, 'float32')
-    other = lite.convert(directory, opened.hparams, 'int8')
+    old = lite_converter.convert(directory, opened.hparams, 'float32')
+    other = lite_converter.convert(directory, opened.hparams, 'int8')
     reference.write_checkpoint(directory, HPARAMS, reference.random_weights(HPARAMS, 6))
-    new = lite.convert(directory, opened.hparams, 'float32')
+    new = lite_converter.convert(directory, opened.hparams, 'float32')
     assert new != old
     assert not os.path.exists(old)
     assert os.path.isdir(new)
@@ -177,7 +183,6 @@ def test_two_processes_convert_at_once(opened, tmp_path):
 
 
 def test_auto_takes_converted_weights_and_never_converts(opened, tmp_path, monkeypatch):
-    import engine
     shutil.copytree(opened.directory, str(tmp_path / 'tiny'),
                     ignore=shutil.ignore_patterns('lite'))
     model = checkpoint.open_model('tiny', str(tmp_path))
@@ -186,3 +191,55 @@ def test_auto_takes_converted_weights_and_never_converts(opened, tmp_path, monke
     assert isinstance(engine.open_sampler(model, 'lite', 'float32'), lite.Sampler)
     assert isinstance(engine.open_sampler(model, 'auto', 'float32'), lite.Sampler)
     assert isinstance(engine.open_sampler(model, 'auto', 'int8'), lite.Sampler)
+
+
+def test_tensorflow_is_not_imported_for_converted_weights(opened):
+    """Importing it takes longer than a short text does."""
+    lite_converter.convert(opened.directory, opened.hparams, 'float32')
+    program = """
+import sys
+import checkpoint, engine, generation
+model = checkpoint.open_model('tiny', sys.argv[1])
+sampler = engine.open_sampler(model, 'auto', 'float32', top_k=20)
+print(next(generation.generate(sampler, [[7]], [0], seed=11, length=1)).tolist())
+print('tensorflow' in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program, os.path.dirname(opened.directory)], check=True,
+        env=dict(os.environ, PYTHONPATH=os.path.join(ROOT, 'src')), stdout=subprocess.PIPE)
+    token, imported = done.stdout.decode().splitlines()
+    assert token == str([texts(lite_sampler(opened, top_k=20), [[7]], 1)[0]])
+    gpu = engine.has_gpu()
+    old = tuple(map(int, tf.__version__.split('.')[:2])) < (2, 20)
+    assert imported == str(gpu or old)
+
+
+@pytest.mark.parametrize('options', [
+    {'temperature': 0}, {}, {'top_k': 1}, {'top_k': 40}, {'top_p': 0.9}, {'top_p': 1e-9},
+    {'temperature': 0.5, 'top_k': 300, 'top_p': 0.5}])
+def test_picks_as_the_graph_does(options):
+    random = np.random.RandomState(3)
+    logits = random.normal(0, 3, [200, 1000]).astype(np.float32)
+    logits[:100] = np.round(logits[:100])  # ties
+    uniforms = generation.random_uniforms([generation.random_stream(0, i) for i in range(200)], 1,
+                                          1000)[:, 0]
+    with tf.Graph().as_default(), tf.Session() as session:
+        wanted = session.run(sample.pick(tf.constant(logits), tf.constant(uniforms), **options))
+    options = dict({'temperature': 1, 'top_k': 0, 'top_p': 1}, **options)
+    assert lite.pick(logits, uniforms, **options).tolist() == wanted.tolist()
+
+
+@hypothesis.given(strategies.lists(strategies.floats(0, 1, width=32), min_size=1, max_size=60),
+                  strategies.data())
+def test_limits_of_top_k_and_top_p(weights, data):
+    weights = np.array(weights + [1], np.float32)
+    k = data.draw(strategies.integers(1, len(weights)))
+    assert lite.kth_largest(weights, k) == np.sort(weights)[-k]
+    p = data.draw(strategies.floats(0.01, 0.99))
+    # From the definition, in exact arithmetic: a token stays if the larger ones sum to less than p.
+    exact = [fractions.Fraction(float(weight)) for weight in weights]
+    larger = [sum(other for other in exact if other > weight) for weight in exact]
+    hypothesis.assume(all(abs(mass - fractions.Fraction(p) * sum(exact)) > 1e-9 for mass in larger))
+    kept = [weight for weight, mass in zip(weights, larger)
+            if mass < fractions.Fraction(p) * sum(exact)]
+    assert lite.smallest_of_nucleus(weights, p) == min(kept)

@@ -11,6 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from hypothesis import strategies
 
+import generation
 import model
 import reference
 import sample
@@ -255,7 +256,7 @@ def test_top_k_before_top_p(run, rows, options):
 
 def uniforms_of(seed, index, n, n_vocab):
     """Returns float32 [n, 2R], for n draws."""
-    return sample.random_uniforms([sample.random_stream(seed, index)], n, n_vocab)[0]
+    return generation.random_uniforms([generation.random_stream(seed, index)], n, n_vocab)[0]
 
 
 def check_tokens(tokens, kept_logits, uniforms):
@@ -381,8 +382,8 @@ def test_frequencies_of_picks_are_the_exact_probabilities(run, warping):
 @pytest.mark.parametrize('chunks', [[12], [1] * 12, [5, 0, 7]], ids=str)
 def test_uniforms_are_those_of_the_reference(n_vocab, chunks):
     names = [(0, 0), (7, 3), (2**70, 2**40)]
-    streams = [sample.random_stream(seed, index) for seed, index in names]
-    found = [sample.random_uniforms(streams, chunk, n_vocab) for chunk in chunks]
+    streams = [generation.random_stream(seed, index) for seed, index in names]
+    found = [generation.random_uniforms(streams, chunk, n_vocab) for chunk in chunks]
     assert {array.dtype for array in found} == {np.dtype(np.float32)}
     expected = [reference.uniforms(seed, index, 12, n_vocab) for seed, index in names]
     assert np.array_equal(np.concatenate(found, axis=1), expected)  # float64, and exactly
@@ -392,7 +393,7 @@ def test_uniforms_are_those_of_the_reference(n_vocab, chunks):
     (1, 1), (2, 2), (4, 2), (5, 3), (257, 17), (50257, 225), (50625, 225), (50626, 226),
 ])
 def test_grid_side(n_vocab, side):
-    assert sample.grid_side(n_vocab) == side == reference.side(n_vocab)
+    assert generation.grid_side(n_vocab) == side == reference.side(n_vocab)
 
 
 # ---- whole texts -------------------------------------------------------------------------------
@@ -428,7 +429,7 @@ class Bed:
 
     def generate(self, sampler, prompts, indices, seed, length):
         """Returns the new tokens of each prompt as lists."""
-        chunks = sample.generate(sampler, prompts, indices, seed=seed, length=length)
+        chunks = generation.generate(sampler, prompts, indices, seed=seed, length=length)
         return np.concatenate(list(chunks), axis=1).tolist()
 
     def check_text(self, prompt, tokens, seed, index, **warping):
@@ -508,9 +509,9 @@ def test_sample_sequence_continues_a_context(bed, warping):
                                        uniforms=uniforms, **warping)
     for n_context, n_batch in [(1, 1), (2, 5), (40, 3)]:
         contexts = np.random.RandomState(1).randint(0, 257, [n_batch, n_context]).tolist()
-        streams = [sample.random_stream(9, i) for i in range(n_batch)]
+        streams = [generation.random_stream(9, i) for i in range(n_batch)]
         found = bed.session.run(texts, {context: contexts,
-                                        uniforms: sample.random_uniforms(streams, 24, 257)})
+                                        uniforms: generation.random_uniforms(streams, 24, 257)})
         assert found.shape == (n_batch, n_context + 24) and found.dtype == np.int32
         assert found[:, :n_context].tolist() == contexts
         for i, text in enumerate(found.tolist()):
@@ -522,7 +523,8 @@ def test_sample_sequence_equals_the_reference_and_the_sampler(bed, expected):
     with bed.graph.as_default():
         texts = sample.sample_sequence(
             hparams=bed.hparams, length=24, context=tf.constant([prompt], tf.int32), batch_size=1,
-            uniforms=tf.constant(sample.random_uniforms([sample.random_stream(5, 2)], 24, 257)),
+            uniforms=tf.constant(
+                generation.random_uniforms([generation.random_stream(5, 2)], 24, 257)),
             **WARPING)
         assert texts.dtype == tf.int32
     text, = bed.session.run(texts).tolist()
@@ -533,11 +535,11 @@ def test_sample_sequence_equals_the_reference_and_the_sampler(bed, expected):
 
 
 def test_sample_sequence_from_a_start_token(bed):
-    streams = [sample.random_stream(6, i) for i in range(3)]
+    streams = [generation.random_stream(6, i) for i in range(3)]
     with bed.graph.as_default():
         texts = sample.sample_sequence(
             hparams=bed.hparams, length=10, start_token=256, batch_size=3,
-            uniforms=tf.constant(sample.random_uniforms(streams, 10, 257)))
+            uniforms=tf.constant(generation.random_uniforms(streams, 10, 257)))
     found = bed.session.run(texts)
     assert found.shape == (3, 11) and (found[:, 0] == 256).all()
     for i, text in enumerate(found.tolist()):
@@ -652,7 +654,8 @@ def steps_to_end(rows, stop):
 
 
 def three_uniforms(length):
-    return sample.random_uniforms([sample.random_stream(0, i) for i in range(3)], length, 257)
+    streams = [generation.random_stream(0, i) for i in range(3)]
+    return generation.random_uniforms(streams, length, 257)
 
 
 def test_rows_that_ended_are_filled(bed, stops, ended):
@@ -748,9 +751,9 @@ def test_a_sample_is_the_same_at_any_batch_size(bed, expected, n_batch):
 @pytest.mark.parametrize('chunks', [[1] * 24, [7, 7, 7, 3], [24], [2, 1, 20, 1]], ids=str)
 def test_a_sample_is_the_same_in_chunks_of_any_size(bed, expected, chunks):
     sampler = bed.sampler(**WARPING)
-    streams = [sample.random_stream(5, i) for i in range(7)]
+    streams = [generation.random_stream(5, i) for i in range(7)]
     sampler.start(PROMPTS)
-    pieces = [sampler.decode(chunk, sample.random_uniforms(streams, chunk, 257))
+    pieces = [sampler.decode(chunk, generation.random_uniforms(streams, chunk, 257))
               for chunk in chunks]
     assert [piece.shape for piece in pieces] == [(7, chunk) for chunk in chunks]
     assert {piece.dtype for piece in pieces} == {np.dtype(np.int32)}
@@ -776,11 +779,12 @@ def test_seed_and_index_decide_the_text(bed):
 
 
 def test_generate_gives_one_token_first_and_then_all_the_others(bed):
-    chunks = list(sample.generate(bed.sampler(**WARPING), [[3], [4, 5]], [0, 1], seed=0, length=50))
+    chunks = list(generation.generate(bed.sampler(**WARPING), [[3], [4, 5]], [0, 1], seed=0,
+                                      length=50))
     assert chunks[0].shape == (2, 1)
     assert {chunk.shape[0] for chunk in chunks} == {2}
     assert sum(chunk.shape[1] for chunk in chunks) == 50
-    assert list(sample.generate(bed.sampler(**WARPING), [[3]], [0], seed=0, length=0)) == []
+    assert list(generation.generate(bed.sampler(**WARPING), [[3]], [0], seed=0, length=0)) == []
 
 
 def test_generate_serves_other_engines():
@@ -801,7 +805,7 @@ def test_generate_serves_other_engines():
             return tokens
 
     found = []
-    chunks = list(sample.generate(Counter(), [[9], [7, 5]], [3, 0], seed=2, length=50))
+    chunks = list(generation.generate(Counter(), [[9], [7, 5]], [3, 0], seed=2, length=50))
     rows = np.concatenate(chunks, axis=1).tolist()
     assert rows[0][:11] == list(range(10, 21)) and rows[1][:15] == list(range(6, 21))
     assert 15 <= len(rows[0]) < 50  # no chunk after that which ended the last row
@@ -811,7 +815,7 @@ def test_generate_serves_other_engines():
 
 
 def test_complete_returns_all_tokens_at_once(bed, capfd):
-    tokens = sample.complete(bed.sampler(**WARPING), [[3], [4, 5]], [0, 1], seed=0, length=20)
+    tokens = generation.complete(bed.sampler(**WARPING), [[3], [4, 5]], [0, 1], seed=0, length=20)
     assert tokens.shape == (2, 20)
     assert tokens.tolist() == bed.generate(bed.sampler(**WARPING), [[3], [4, 5]], [0, 1], 0, 20)
     assert capfd.readouterr() == ('', '')  # no bar where there is no terminal
@@ -823,21 +827,21 @@ def test_the_cache_grows_as_the_text_does(bed, chunk):
 
     Next to a text that starts with its first token, and whose cache is mostly empty.
     """
-    assert 101 < sample.CACHE_SLOTS and 2 * sample.CACHE_SLOTS < 300
+    assert 101 < generation.CACHE_SLOTS and 2 * generation.CACHE_SLOTS < 300
     prompts = [np.random.RandomState(0).randint(0, 257, 101).tolist(), [9]]
-    streams = [sample.random_stream(8, i) for i in range(2)]
+    streams = [generation.random_stream(8, i) for i in range(2)]
     sampler = bed.sampler(**WARPING)
     sampler.start(prompts)
     pieces, left = [], 200
     while left:
         n = min(chunk, left)
-        pieces.append(sampler.decode(n, sample.random_uniforms(streams, n, 257)))
+        pieces.append(sampler.decode(n, generation.random_uniforms(streams, n, 257)))
         left -= n
     tokens = np.concatenate(pieces, axis=1).tolist()
     for i in range(2):
         bed.check_text(prompts[i], tokens[i], 8, i, **WARPING)
     with pytest.raises(ValueError):
-        sampler.decode(1, sample.random_uniforms(streams, 1, 257))
+        sampler.decode(1, generation.random_uniforms(streams, 1, 257))
 
 
 def test_a_prompt_may_fill_the_window(bed):
@@ -864,12 +868,12 @@ def test_one_sampler_serves_batches_of_all_sizes(bed, expected):
 
 def test_two_samplers_do_not_disturb_each_other(bed, expected):
     first, second = bed.sampler(**WARPING), bed.sampler(temperature=0)
-    stream = sample.random_stream(5, 2)
+    stream = generation.random_stream(5, 2)
     first.start([PROMPTS[2]])
-    pieces = [first.decode(10, sample.random_uniforms([stream], 10, 257))]
+    pieces = [first.decode(10, generation.random_uniforms([stream], 10, 257))]
     second.start([PROMPTS[4]] * 3)
     second.decode(5)
-    pieces.append(first.decode(14, sample.random_uniforms([stream], 14, 257)))
+    pieces.append(first.decode(14, generation.random_uniforms([stream], 14, 257)))
     check_same_text(np.concatenate(pieces, axis=1)[0], *expected[2])
 
 
@@ -883,7 +887,7 @@ def test_the_host_checks_prompts(bed, prompts):
         sampler.start(prompts)
     assert '\n' not in str(error.value)
     with pytest.raises(ValueError):
-        next(sample.generate(sampler, prompts, range(len(prompts)), seed=0, length=1))
+        next(generation.generate(sampler, prompts, range(len(prompts)), seed=0, length=1))
 
 
 def test_the_host_checks_the_window(bed):
@@ -990,6 +994,6 @@ def test_sample_sequence_makes_the_stored_texts(thousand, warping, stored):
         texts = sample.sample_sequence(hparams=thousand.hparams, length=36, context=context,
                                        uniforms=uniforms, **warping)
     for i, prompt in enumerate(STORED_PROMPTS):
-        numbers = sample.random_uniforms([sample.random_stream(18, i)], 36, 1000)
+        numbers = generation.random_uniforms([generation.random_stream(18, i)], 36, 1000)
         text, = thousand.session.run(texts, {context: [prompt], uniforms: numbers})
         assert text.tolist() == prompt + stored[i]
