@@ -2,8 +2,11 @@
 
 The losses and the first step are held to the float64 reference.
 """
+import json
 import re
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import train
 
 OFFICIAL_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
                   'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
+TRAINED_FILES = sorted(OFFICIAL_FILES + ['metrics.jsonl', 'training'])
 END = '<|endoftext|>'
 LINE = re.compile(r'step (\d+): training loss ([\d.]+), held-out loss ([\d.]+) nats per token, '
                   r'([\d.]+) bits per byte(, kept)?\r?\n')
@@ -117,7 +121,11 @@ def test_from_scratch_on_a_folder(command, tf, tiny, models, saved, tmp_path, ca
     assert best[3] == pytest.approx(bits, abs=3e-4)
     assert END in split(text, 0.3)[1] and nats < np.log(257)
 
-    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == OFFICIAL_FILES
+    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
+    metrics = [json.loads(line) for line in (models / 'mine' / 'metrics.jsonl').open()]
+    assert [line['step'] for line in metrics] == [25, 50, 60]
+    assert [line['held_out_loss'] for line in metrics] == pytest.approx(
+        [nats for _, _, nats, _, _ in lines], abs=1e-4)
     for name in ['hparams.json', 'encoder.json', 'vocab.bpe']:
         assert (models / 'mine' / name).read_bytes() == (models / 'tiny' / name).read_bytes()
     with tf.Graph().as_default():
@@ -143,7 +151,7 @@ def test_one_step_of_fine_tuning_is_one_step_of_adam(command, tiny, models, save
     status, stdout, stderr = command(
         'train.py', write(tmp_path / 'text', text), '--output=mine', '--model_name=tiny',
         '--models_dir', models, '--steps=1', '--batch_size=3', '--seq_len=16', '--held_out=0.2',
-        '--learning_rate=0.01').run()
+        '--learning_rate=0.01', '--weight_decay=0').run()
     assert (status, stderr) == (0, '')
     (step, loss, nats, bits, kept), = read_lines(stdout)
     assert (step, kept) == (1, True)
@@ -186,7 +194,8 @@ def test_ctrl_c_keeps_what_was_learned(command, tiny, models, saved, tmp_path):
     assert int(step) >= 2 and kept
     expected, _ = expected_losses(tiny, saved(models / 'mine'), BOOK, held_out=0.1, seq_len=16)
     assert float(nats) == pytest.approx(expected, abs=2e-4)
-    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == OFFICIAL_FILES
+    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == sorted(
+        OFFICIAL_FILES + ['metrics.jsonl'])
 
 
 def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
@@ -230,6 +239,103 @@ def test_fresh_weights(tf, tiny, models, saved, capsys, tmp_path):
         assert not np.array_equal(weight, other[name])
 
 
+# ---- the optimizer, and going on ---------------------------------------------------------------
+
+
+def torch_losses(models, batches, accumulation):
+    """The losses of a torch loop over transformers' GPT-2 on these batches."""
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    hparams = json.loads((models / 'tiny' / 'hparams.json').read_text())
+    net = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=hparams['n_vocab'], n_positions=hparams['n_ctx'], n_embd=hparams['n_embd'],
+        n_head=hparams['n_head'], n_layer=hparams['n_layer'], resid_pdrop=0, embd_pdrop=0,
+        attn_pdrop=0)).train()
+    weights = reference.random_weights(hparams, seed=0)
+    parameters = dict(net.named_parameters())
+    for name, value in weights.items():
+        *scopes, last = re.sub(r'/h([0-9]+)/', r'/h/\1/', name).split('/')[1:]
+        last = {'g': 'weight', 'w': 'weight', 'b': 'bias'}.get(last, last + '.weight')
+        parameter = parameters['.'.join(['transformer', *scopes, last])]
+        parameter.data = torch.from_numpy(value.copy()).reshape(parameter.shape)
+    matrices = [p for p in parameters.values() if p.dim() == 2]
+    vectors = [p for p in parameters.values() if p.dim() == 1]
+    adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': 0.1},
+                               {'params': vectors, 'weight_decay': 0.0}])
+    losses = []
+    for i in range(0, len(batches), accumulation):
+        step = i // accumulation + 1
+        for group in adamw.param_groups:
+            group['lr'] = 0.01 * train.schedule(step / (len(batches) // accumulation))
+        adamw.zero_grad()
+        parts = []
+        for batch in batches[i:i + accumulation]:
+            inputs = torch.from_numpy(batch.astype('int64'))
+            logits = net(inputs[:, :-1]).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten())
+            (loss / accumulation).backward()
+            parts.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        adamw.step()
+        losses.append(np.mean(parts))
+    return losses
+
+
+@pytest.mark.parametrize('accumulation', [1, 4])
+def test_twenty_steps_are_those_of_torch(tf, tiny, models, accumulation):
+    tokens = np.array(tiny.encode(BOOK), np.int32)
+    batches = [train.random_batch(tokens, 2, 16, 5, i) for i in range(20 * accumulation)]
+    expected = torch_losses(models, batches, accumulation)
+    start = checkpoint.open_model('tiny', str(models))
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = train.build_graph(start.hparams, 0.1, 1.0, accumulation)
+        train.initialize(session, start, scratch=False)
+        losses = [train.run_step(session, graph, batches[i * accumulation:(i + 1) * accumulation],
+                                 0.01 * train.schedule((i + 1) / 20)) for i in range(20)]
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_killed_training_goes_on_exactly(command, tiny, models, saved, tmp_path):
+    """Killed at random moments, it ends with the weights and the metrics of an unbroken run."""
+    def training(output, *flags):
+        return command('train.py', write(tmp_path / 'text', BOOK), '--output', output,
+                       '--model_name', 'tiny', '--models_dir', models, '--steps', 300,
+                       '--accumulation', 2, '--val_every', 4, '--seq_len', 16, *flags)
+
+    def measured():
+        metrics = models / 'broken' / 'metrics.jsonl'
+        return metrics.read_bytes().count(b'\n') if metrics.exists() else 0
+
+    assert training('whole').run()[0] == 0
+    random = np.random.RandomState(7)
+    for kill in range(10):
+        process = training('broken', '--resume').start()
+        while measured() <= 3 * kill and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it was not done
+    status, _, stderr = training('broken', '--resume').run()
+    assert (status, stderr) == (0, '')
+    whole, broken = saved(models / 'whole'), saved(models / 'broken')
+    assert all(np.array_equal(weight, broken[name]) for name, weight in whole.items())
+    for name in ['metrics.jsonl', 'training/step-300.data-00000-of-00001']:
+        assert (models / 'whole' / name).read_bytes() == (models / 'broken' / name).read_bytes()
+
+
+def test_going_on_with_other_settings_is_refused(command, refused, models, tmp_path):
+    data = write(tmp_path / 'text', BOOK)
+    flags = ['--output', 'mine', '--model_name', 'tiny', '--models_dir', models, '--steps', 2,
+             '--seq_len', 8]
+    assert command('train.py', data, *flags).run()[0] == 0
+    status, message = refused('train.py', data, *flags, '--resume', '--batch_size', 3)
+    assert status == 1 and '--batch_size 3 (it was 4)' in message and '--seed' not in message
+    status, message = refused('train.py', write(tmp_path / 'other', BOOK * 2), *flags, '--resume')
+    assert status == 1 and 'another text' in message
+
+
 def test_the_rate_rises_and_falls_as_help_says():
     rates = [train.schedule((step + 1) / 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(0.02)
@@ -263,6 +369,9 @@ BAD_FLAGS = [
     ('--learning_rate -1e-4', '--learning_rate'),
     ('--learning_rate nan', '--learning_rate nan'),
     ('--learning_rate 1e999', '--learning_rate inf'),
+    ('--accumulation 0', '--accumulation'),
+    ('--weight_decay -1', '--weight_decay'),
+    ('--clip_norm 0', '--clip_norm'),
     ('--held_out 0', '--held_out'),
     ('--held_out 1', '--held_out'),
     ('--held_out a', "--held_out 'a'"),
