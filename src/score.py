@@ -52,6 +52,20 @@ def windows(n_tokens, n_ctx, stride, first=1):
     return result
 
 
+def batches(jobs, n_tokens):
+    """Yields lists of jobs, pairs of a text's number and a Window, that take n_tokens together.
+
+    Windows of like length share a batch. The longest come first: if memory is too small for one,
+    that shows at once.
+    """
+    jobs = sorted(jobs, key=lambda job: job[1].start - job[1].end)
+    while jobs:
+        longest = jobs[0][1].end - jobs[0][1].start
+        n = max(1, n_tokens // longest)
+        yield jobs[:n]
+        jobs = jobs[n:]
+
+
 class Scorer:
     """The graph that scores tokens, and the session it runs in."""
 
@@ -80,7 +94,7 @@ class Scorer:
 
         Args:
           texts: lists of token ids, each with a token to start from, which is not scored.
-          batch_size: windows that the model reads at the same time.
+          batch_size: windows of n_ctx tokens, or as much of shorter ones, to read at a time.
           stride: by which windows of a text longer than the model's move, 1 to n_ctx.
           firsts: the first token to score of each text, ints >= 1; 1 of each if None.
 
@@ -90,17 +104,13 @@ class Scorer:
         firsts = firsts or [1] * len(texts)
         jobs = [(i, window) for i, (text, first) in enumerate(zip(texts, firsts))
                 for window in windows(len(text), self.n_ctx, stride, first)]
-        # Windows of like length share a batch; the longest come first, and if memory is too
-        # small for one, that shows at once.
-        jobs.sort(key=lambda job: job[1].start - job[1].end)
         results = [Scores(*(np.zeros(max(len(text) - first, 0), kind)
                             for kind in (np.float32, np.int32, np.int32)))
                    for text, first in zip(texts, firsts)]
         total = sum(window.end - window.start for _, window in jobs)
         with tqdm(total=total, unit='token', unit_scale=True, leave=False,
                   disable=None) as progress:
-            for begin in range(0, len(jobs), batch_size):
-                batch = jobs[begin:begin + batch_size]
+            for batch in batches(jobs, batch_size * self.n_ctx):
                 scores = self._run([(texts[i], window) for i, window in batch])
                 for i, window in batch:
                     n = window.end + 1 - window.first
