@@ -8,21 +8,19 @@ That they are invertible makes the probability of the text that of the file.
 
 import collections
 import json
-import os
 import re
 
 import cli
 
-# A text to predict piece by piece. `text`: str or bytes; `n_words`, as the corpus counts them, with
-# one more for each line end; `n_raw`: lines whose de-tokenized form does not give them back, which
-# stand in the text as they are distributed.
+# Texts to predict word by word: strs, the number of words as the corpus counts them, with one more
+# for each line end, and the numbers of lines that had to stay as distributed, and of all lines.
 Corpus = collections.namedtuple('Corpus', 'texts n_words n_raw n_lines')
 
 # A passage and what is to be predicted after it.
 Cloze = collections.namedtuple('Cloze', 'context target')
 
-# A question of the Children's Book Test: the context up to the missing word, the ten words to choose
-# from, the rest of the sentence, and the number of the answer.
+# A question of the Children's Book Test: the context up to the missing word, the ten words to
+# choose from, the rest of the sentence, and the number of the answer.
 Question = collections.namedtuple('Question', 'context choices rest answer')
 
 HUNDRED_MB = 10**8  # the size of enwik8 and of text8
@@ -93,7 +91,7 @@ def read_lambada(path, limit=None, raw=False):
 
 # Words that say little by themselves, and that no passage of LAMBADA should end with: articles,
 # pronouns, prepositions, conjunctions, auxiliaries and a few adverbs, written out for this project.
-STOP_WORDS = frozenset('''
+STOP_WORDS = frozenset("""
 a an the this that these those such
 i me my mine myself we us our ours ourselves you your yours yourself yourselves
 he him his himself she her hers herself it its itself they them their theirs themselves
@@ -109,7 +107,7 @@ again further once here there now just only too very also even ever never always
 almost quite rather really perhaps
 s t d ll m re ve don didn doesn isn wasn weren won wouldn couldn shouldn can't cannot hadn hasn
 haven aren ain
-'''.split())
+""".split())
 
 
 # The Children's Book Test (Hill et al. 2016)
@@ -220,8 +218,8 @@ def detokenize_lines(lines, raw, style):
 # both ends of a line; `signs`: a Sign for each sign within a word that was written in another way.
 Style = collections.namedtuple('Style', 'ending margin signs')
 
-# `tokenized` and `plain` are how it is written, and `where_tokenized` and `where_plain` the patterns
-# of the places where one stands for the other.
+# `tokenized` and `plain` are how it is written, and `where_tokenized` and `where_plain` the
+# patterns of the places where one stands for the other.
 Sign = collections.namedtuple('Sign', 'tokenized plain where_tokenized where_plain')
 
 APOSTROPHE = r"'(?:s|re|ve|m|ll|d)|(?<=s)'"
@@ -243,7 +241,8 @@ OPENING = re.compile(r'[("\[]|[A-Za-z]{0,2}[$£¥#]')  # stands right before a w
 ABBREVIATION = re.compile(
     r'(?:^|(?<=[\s("\[-]))(?:(?:[A-Z]\.)*[A-Z]|No|Nos|St|Col|Gen|Dr|Mr|Mrs|Ms|Sr|Jr|Lt|Sgt|Capt|'
     r'Maj|Adm|Prof|Rev|Gov|Sen|Sens|Rep|Reps|Hon|Pres|vs|Inc|Bros|Co|Corp|Ltd|pp|al|etc|Ph\.D|'
-    r'Jan|Feb|Aug|Sept|Oct|Nov|Dec|Calif|Conn|Mass|Mich|Fla|Pa|Va|Ga|Ill|Tex|Ave)\.$', re.IGNORECASE)
+    r'Jan|Feb|Aug|Sept|Oct|Nov|Dec|Calif|Conn|Mass|Mich|Fla|Pa|Va|Ga|Ill|Tex|Ave)\.$',
+    re.IGNORECASE)
 
 
 def detokenize(line, style):

@@ -18,9 +18,9 @@ import cli
 import corpora
 import report
 
-# A data set. `files`: where it may lie in the data folder; `read`: a function of a path, a limit and
-# whether to leave the text as it is, which returns examples; `measure`: a function of a Run and these
-# examples, which returns their number and Measures.
+# A data set. `files`: where it may lie in the data folder; `read`: a function of a path, a limit
+# and whether to leave the text as it is, which returns examples; `measure`: a function of a Run and
+# these examples, which returns their number and Measures.
 Task = collections.namedtuple('Task', 'files read measure')
 
 # A figure that was measured, its standard error (of accuracies; else None), and the column of the

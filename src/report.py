@@ -173,7 +173,7 @@ def spans(result, encoder):
             text, ranks, notes = '', [], []
 
 
-HEAD = '''<!DOCTYPE html>
+HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -215,4 +215,4 @@ dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; }
 at one to see its rank and its probability.</p>
 <div class="legend"><span class="r0">likeliest: rank 1</span><span class="r1">2 to 10</span><span
 class="r2">11 to 100</span><span class="r3">101 to 1,000</span><span class="r4">beyond</span></div>
-'''
+"""
