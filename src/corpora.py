@@ -183,9 +183,8 @@ def read_ptb(path, limit=None, raw=False):
 
 def read_1bw(path, limit=None, raw=False):
     """Reads a `news.en.heldout-*` (Chelba et al. 2013), each of its sentences as a text."""
-    lines = read_lines(path)[:limit]
-    texts, n_raw = detokenize_lines(lines, raw, NEWS)
-    return Corpus(texts, count_words(lines), n_raw, len(lines))
+    corpus = read_stream(path, limit, raw, NEWS)
+    return corpus._replace(texts=re.findall('.*\n', corpus.texts[0]))
 
 
 def read_stream(path, limit, raw, style):
