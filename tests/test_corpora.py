@@ -1,4 +1,4 @@
-"""The readers of the evaluation's data sets, on files in their published formats, and mended text."""
+"""The readers of the evaluation's data sets, on files in their published formats."""
 import json
 import os
 import pathlib
@@ -41,7 +41,8 @@ PENN = [
 ]
 NEWS = [
     ('" We do n\'t know , " Mr. Lee said ( again ) .', '"We don\'t know," Mr. Lee said (again).'),
-    ('The $ 5 billion deal -- Japan \'s -- fell 3 % .', 'The $5 billion deal -- Japan\'s -- fell 3%.'),
+    ("The $ 5 billion deal -- Japan 's -- fell 3 % .",
+     "The $5 billion deal -- Japan's -- fell 3%."),
 ]
 
 
@@ -58,8 +59,8 @@ def test_a_line_is_mended_and_can_be_made_again(style, line, text):
 @pytest.mark.parametrize('line', [' 1,000th ', '  a b ', ' a , b', ' well-known '])
 def test_a_line_that_could_not_be_made_again_stays(line):
     """These are not what WikiText's tokenizer writes."""
-    good = ' one , two '
-    assert corpora.detokenize_lines([good, line], False, corpora.WIKITEXT) == (['one, two', line], 1)
+    lines = [' one , two ', line]
+    assert corpora.detokenize_lines(lines, False, corpora.WIKITEXT) == (['one, two', line], 1)
 
 
 @needs_data
@@ -106,7 +107,7 @@ def test_real_lambada():
 
 def cbt_question(answer='wood', choices='axe|tree|wood|king|door|hand|house|son|day|sea',
                  query="`` Give me my XXXXX , '' said he , and he did n't go -LRB- yet -RRB- ."):
-    lines = ['%d Sentence %d was here , by the old man \'s door .' % (i, i) for i in range(1, 21)]
+    lines = ["%d Sentence %d was here , by the old man 's door ." % (i, i) for i in range(1, 21)]
     return '\n'.join(lines) + '\n21 %s\t%s\t\t%s\n\n' % (query, answer, choices)
 
 
@@ -155,7 +156,7 @@ def test_1bw_is_a_text_for_each_sentence(tmp_path):
 
 def test_enwik8_and_text8_are_read_from_their_ends(tmp_path):
     """In bytes: the cut may go through a character."""
-    end = 'die Häuser größer €'.encode('utf-8')[5:-1]
+    end = 'die Häuser größer €'.encode()[5:-1]
     with open(str(tmp_path / 'enwik8'), 'wb') as file:
         file.seek(95 * 10**6)
         file.write(end)
@@ -173,7 +174,8 @@ GOOD = {'lambada': '{"text": "two words"}\n', 'cbt': cbt_question(), 'wikitext':
 
 @pytest.mark.parametrize('kind', sorted(GOOD))
 @pytest.mark.parametrize('bad, message', [
-    (b'', 'is empty'), (b'\n', 'is empty'), (b'%s\xff\n', 'this is not UTF-8'), (b'%sa b', 'no end')])
+    (b'', 'is empty'), (b'\n', 'is empty'), (b'%s\xff\n', 'this is not UTF-8'),
+    (b'%sa b', 'no end')])
 def test_a_damaged_file_is_told_with_its_line(tmp_path, kind, bad, message):
     good = GOOD[kind]
     path = write(tmp_path, 'file', bad.replace(b'%s', good.encode('utf-8')))
