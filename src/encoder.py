@@ -164,18 +164,32 @@ class Encoder:
 
     def encode(self, text):
         """Returns the list of the text's token ids. A lone surrogate counts as U+FFFD."""
-        text = text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
+        return self._encode(
+            text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace'))
+
+    def decode(self, tokens):
+        """Returns the text of a sequence of token ids. Bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(tokens).decode('utf-8', 'replace')
+
+    def encode_bytes(self, data):
+        """Returns the list of the token ids of bytes, of which some may be no UTF-8 text.
+
+        Such bytes count as signs, neither letters nor numbers nor white space.
+        """
+        return self._encode(data.decode('utf-8', 'surrogateescape'))
+
+    def decode_bytes(self, tokens):
+        """Returns the bytes of a sequence of token ids."""
+        return b''.join(map(self._token_bytes, tokens))
+
+    def _encode(self, text):
         tokens = []
         for words in find_words(text):
             tokens.extend(chain.from_iterable(map(self._memory.__getitem__, words)))
         return tokens
 
-    def decode(self, tokens):
-        """Returns the text of a sequence of token ids. Bytes that are no UTF-8 become U+FFFD."""
-        return b''.join(map(self._token_bytes, tokens)).decode('utf-8', 'replace')
-
     def _encode_word(self, word):
-        tokens = [self._byte_ids[byte] for byte in word.encode('utf-8')]
+        tokens = [self._byte_ids[byte] for byte in word.encode('utf-8', 'surrogateescape')]
         join_word = join if len(word) <= SHORT_WORD else join_long
         return join_word(tokens, self._ranks, self._results)
 
