@@ -23,6 +23,7 @@ DATA = os.environ.get('GPT2_TEST_DATA')
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATIENCE = 4  # times to send Ctrl-C, as in test_scripts.py
 NEAR = 1e-4  # logits as close as this may change places in float32
+ROUNDING = 3e-5  # the same where both sides are float32
 
 
 @pytest.fixture(scope='module')
@@ -423,7 +424,7 @@ def score_by_transformers(net, tokens, stride):
         results.append(np.stack([
             at_target[:, 0].double() - logits.double().logsumexp(-1),
             1 + (logits > at_target).sum(-1),
-            ((logits - at_target).abs() < NEAR).sum(-1) - 1]))
+            ((logits - at_target).abs() < ROUNDING).sum(-1) - 1]))
         done += new
     return np.concatenate(results, axis=1)
 
@@ -441,7 +442,7 @@ def check_against_transformers(directory, tmp_path, stride):
         log_probs, ranks, slack = (x[-len(scores.ranks):] for x in (log_probs, ranks, slack))
         assert scores.log_probs.sum(dtype=np.float64) == pytest.approx(log_probs.sum(), rel=1e-4)
         assert (np.abs(scores.ranks - ranks) <= slack).all()
-        return (slack == 0).mean()
+        return (scores.ranks == ranks).mean()
 
     for name, read in [('wiki.test.tokens', corpora.read_wikitext),
                        ('ptb.test.txt', corpora.read_ptb)]:
@@ -458,13 +459,14 @@ def check_against_transformers(directory, tmp_path, stride):
                 for line in lines[:200]]
     clozes = corpora.read_lambada(os.path.join(DATA, 'lambada_test.jsonl'), limit=200)
     found = evaluate.score_targets(run, clozes)
-    clear = []
+    equal = []
     for passage, scores in zip(passages, found):
         tokens = ([end] + encode(passage))[-net.config.n_positions - 1:]
         target = re.search(r' ?\S+$', passage).group()
         assert len(scores.ranks) == len(encode(target))
-        clear.append(check(tokens, scores))
-    assert np.mean(clear) > 0.8  # few targets have neighbours as near as that
+        equal.append(check(tokens, scores))
+    print("equal ranks: %.4f of LAMBADA's targets" % np.mean(equal))
+    assert np.mean(equal) > 0.95  # the others have a neighbour that rounding moves past them
 
 
 needs_data = pytest.mark.skipif(not DATA, reason='needs real texts: set GPT2_TEST_DATA')
