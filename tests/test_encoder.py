@@ -300,6 +300,18 @@ def test_a_lone_surrogate_is_the_replacement_character(tiny, text, meant):
     assert tiny.decode(tiny.encode(text)) == meant
 
 
+@settings(deadline=None)
+@given(st.one_of(st.binary(), st.text().map(lambda text: text.encode('utf-8')[1:-1])))
+def test_any_bytes_round_trip(tiny, data):
+    assert tiny.decode_bytes(tiny.encode_bytes(data)) == data
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_the_bytes_of_a_text_are_encoded_as_the_text(tiny, text):
+    assert tiny.encode_bytes(text.encode('utf-8')) == tiny.encode(text)
+
+
 def test_end_of_text_is_ordinary_text_to_encode(tiny):
     special = tiny.encoder[END_OF_TEXT]
     assert special == len(tiny.encoder) - 1
