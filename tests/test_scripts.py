@@ -308,7 +308,7 @@ def test_help_explains_every_flag(bare, script, argument):
     assert (status, stderr) == (0, '')
     flags = {name: parameter.default
              for name, parameter in inspect.signature(SCRIPTS[script]).parameters.items()
-             if parameter.default is not inspect.Parameter.empty and name != 'file'}  # FILE, no flag
+             if parameter.default is not inspect.Parameter.empty and name != 'file'}  # FILE
     assert set(re.findall(r'^--(\w+)  ', stdout, re.MULTILINE)) == set(flags)
     for name, default in flags.items():
         # Up to the next flag, and ending in the default.
