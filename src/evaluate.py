@@ -55,6 +55,8 @@ def evaluate(task: str, file: str = None, model_name='124M', data_dir='data', li
     python3 src/evaluate.py wikitext2 --stride 512
     python3 src/evaluate.py score FILE --html report.html > scores.jsonl
 
+    A task's rows are printed when it is finished; Ctrl-C ends the rest.
+
     TASK is one of these; each reads the file as it is distributed, from DATA_DIR or as FILE:
 
       lambada      lambada_test.jsonl, {"text": ...} a line, the form the paper's authors published:
