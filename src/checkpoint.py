@@ -8,6 +8,7 @@
 
 import collections
 import glob
+import hashlib
 import json
 import os
 import re
@@ -127,6 +128,12 @@ def weights_prefix(directory):
         if not os.path.isfile(prefix + ending):
             raise ModelError('%s%s is missing; download the model again' % (prefix, ending))
     return prefix
+
+
+def weights_digest(directory):
+    """Returns a checksum of the weights: of their index, which holds a checksum of each."""
+    with open(weights_prefix(directory) + '.index', 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()[:16]
 
 
 def read_state(directory):

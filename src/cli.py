@@ -105,7 +105,8 @@ def parse(function, argv):
     """
     if '--help' in argv or '-h' in argv:
         return None
-    positional = list(parameters(function))
+    positional = [name for name, parameter in parameters(function).items()
+                  if parameter.kind is not parameter.KEYWORD_ONLY]
     values, argv = {}, list(argv)
     while argv:
         argument = argv.pop(0)
@@ -168,16 +169,30 @@ def check_number(name, value, allowed, wanted):
         raise UsageError('--%s must be a number %s, not %r' % (name, wanted, value))
 
 
-def check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p):
-    """Raises UsageError unless the flags that all sampling scripts share make sense."""
-    if seed is not None:
-        check_int('seed', seed, 0, 2**64 - 1)
-    check_int('batch_size', batch_size, 1)
-    if length is not None:
-        check_int('length', length, 1)
-    check_number('temperature', temperature, lambda value: value >= 0, 'that is not negative')
-    check_int('top_k', top_k, 0)
-    check_number('top_p', top_p, lambda value: 0 < value <= 1, 'above 0 and at most 1')
+def check_sampling_flags(flags):
+    """Raises UsageError unless the flags that all sampling scripts share make sense.
+
+    Args:
+      flags: an object with the flags by name.
+    """
+    if flags.seed is not None:
+        check_int('seed', flags.seed, 0, 2**64 - 1)
+    check_int('batch_size', flags.batch_size, 1)
+    if flags.length is not None:
+        check_int('length', flags.length, 1)
+    if flags.keep is not None:
+        check_int('keep', flags.keep, 1)
+    check_number('temperature', flags.temperature, lambda value: value >= 0, 'that is not negative')
+    check_int('top_k', flags.top_k, 0)
+    check_number('top_p', flags.top_p, lambda value: 0 < value <= 1, 'above 0 and at most 1')
+    if flags.stop_at is not None and (not flags.stop_at or not is_unicode(flags.stop_at)):
+        raise UsageError('--stop_at must be a text in UTF-8, and not empty')
+    check_engine_flags(flags.engine, flags.dtype)
+
+
+def is_unicode(text):
+    """Says whether an argument was UTF-8."""
+    return not re.search('[\ud800-\udfff]', text)
 
 
 def check_engine_flags(engine, dtype):
@@ -194,17 +209,16 @@ def check_choice(name, value, choices):
         raise UsageError('--%s must be one of %s, not %r' % (name, ', '.join(choices), value))
 
 
-def fit_to_model(hparams, length, default_length, top_k):
-    """Returns the number of new tokens, once it and top_k are known to fit the model.
+def fit_to_model(flags, hparams, default_length):
+    """Fills in the defaults of --length and --keep, which depend on the model.
 
     Raises:
-      UsageError: they do not.
+      UsageError: keep or top_k is more than the model has.
     """
-    if length is None:
-        length = default_length
-    check_int('length', length, 1, hparams.n_ctx)
-    check_int('top_k', top_k, 0, hparams.n_vocab)
-    return length
+    flags.length = default_length if flags.length is None else flags.length
+    flags.keep = max(1, hparams.n_ctx // 2) if flags.keep is None else flags.keep
+    check_int('keep', flags.keep, 1, hparams.n_ctx)
+    check_int('top_k', flags.top_k, 0, hparams.n_vocab)
 
 
 def choose_seed(seed):

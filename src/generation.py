@@ -5,6 +5,7 @@ a batch of texts; `sample.Sampler` and `lite.Sampler` are the two there are. N i
 tokens, R the side of the grid that `sample.draw` lays the vocabulary out in.
 """
 
+import collections
 import math
 import time
 
@@ -32,6 +33,14 @@ def check_prompts(hparams, prompts):
         if not 0 <= min(prompt) <= max(prompt) < hparams.n_vocab:
             raise ValueError('a prompt has an id that is not in 0 to %d' % (hparams.n_vocab - 1))
         check_window(hparams, len(prompt), 1)
+
+
+def rows_by_prompt(prompts):
+    """Returns each different prompt and the list of the rows that have it."""
+    rows = collections.OrderedDict()
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(tuple(prompt), []).append(row)
+    return [(list(prompt), numbers) for prompt, numbers in rows.items()]
 
 
 # Randomness

@@ -1,11 +1,13 @@
 """Continues the prompts you type: python3 src/interactive_conditional_samples.py. See --help."""
 
+import itertools
 import sys
+import types
 
-import checkpoint
 import cli
-import generation
-from engine import open_sampler
+import job
+import prompts
+import records
 
 try:
     import readline  # line editing and history for input(), where there is one
@@ -15,7 +17,7 @@ except ImportError:
 
 def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, length=None,
                    temperature=1, top_k=0, top_p=1, models_dir='models',
-                   engine='auto', dtype='float32'):
+                   engine='auto', dtype='float32', *, stop=False, stop_at: str = None, keep=None):
     """Asks for prompts and shows how the model continues each. Ctrl-D ends it.
 
     python3 src/interactive_conditional_samples.py [flags]
@@ -27,7 +29,11 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
                    and told
     --nsamples     samples of each prompt, at least 1: 1
     --batch_size   samples made at the same time, at least 1; changes the speed alone: 1
-    --length       new tokens in a sample, 1 to the model's window; half of it if not given
+    --length       new tokens in a sample, at least 1; half the model's window if not given
+    --stop         end a sample at <|endoftext|>, in place of going on with what follows
+    --stop_at      a text; end a sample where it says this, which is left out
+    --keep         when the window is full, a sample goes on from this many of its last tokens; half
+                   the window if not given
     --temperature  from 0 on: below 1 likely tokens become likelier, 0 always takes the likeliest: 1
     --top_k        from 0 on: choose among this many likeliest tokens; 0, among all: 0
     --top_p        above 0, at most 1: choose among the fewest likeliest tokens that together have
@@ -38,51 +44,59 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
     --dtype        of the weights: float32, or int8, which is lite's, smaller, faster and a little
                    less exact: float32
     """
+    flags = types.SimpleNamespace(**locals())
     cli.check_int('nsamples', nsamples, 1)
-    cli.check_sampling_flags(seed, batch_size, length, temperature, top_k, top_p)
-    cli.check_engine_flags(engine, dtype)
-    opened = checkpoint.open_model(model_name, models_dir)
-    hparams, encoder = opened.hparams, opened.encoder
-    length = cli.fit_to_model(hparams, length, hparams.n_ctx // 2, top_k)
-
+    opened = job.open_model(flags, default_length=lambda n_ctx: n_ctx // 2)
     if readline:  # UTF-8 in and out, whatever the locale says
         for setting in ('input-meta on', 'output-meta on', 'convert-meta off'):
             readline.parse_and_bind('set ' + setting)
-    sampler = open_sampler(opened, engine, dtype, temperature=temperature, top_k=top_k, top_p=top_p)
-    seed = cli.choose_seed(seed)
-    made = 0
-    while True:
+    sampler = job.load(flags, opened)
+    flags.seed = cli.choose_seed(flags.seed)
+    for first in itertools.count(0, nsamples):
         try:
-            prompt = read_prompt(encoder, hparams.n_ctx - length + 1)
+            prompt = read_prompt(opened.encoder, opened.hparams.n_ctx)
         except EOFError:
             print()
             return
+        samples = ((index, prompt) for index in range(first, first + nsamples))
+        batches = job.grow(flags, opened, sampler, samples, batch_size=min(batch_size, nsamples))
+        # At a terminal the text itself shows how far it is.
+        batches = records.watched(batches, nsamples, flags.length, leave=False,
+                                  disable=sys.stdout.isatty() or None)
         try:
-            for first in range(0, nsamples, batch_size):
-                indices = range(made + first, made + min(first + batch_size, nsamples))
-                rows = generation.complete(sampler, [prompt] * len(indices), indices, seed=seed,
-                                           length=length)
-                for number, row in enumerate(rows, first + 1):
-                    print('=' * 40 + ' SAMPLE %d ' % number + '=' * 40)
-                    print(encoder.decode(row))
-            print('=' * 80, flush=True)
+            show(batches, first)
         except KeyboardInterrupt:
-            print(file=sys.stderr)
-        made += nsamples
+            print(flush=True)
 
 
-def read_prompt(encoder, longest):
-    """Asks until it gets a prompt of 1 to `longest` tokens, and returns its ids."""
+def show(batches, first):
+    """Shows the samples of a prompt as they grow, one after the other.
+
+    Args:
+      batches: what `texts.grow` yields.
+      first: the index of the first sample.
+    """
+    begun = None  # the sample that is being shown
+    for batch in batches:
+        for text in batch:
+            if text is not begun:
+                begun = text
+                print(records.rule(text.index - first + 1), end='')
+            print(text.take(), end='\n' if text.done else '', flush=True)
+            if not text.done:
+                break
+    print('=' * 80, flush=True)
+
+
+def read_prompt(encoder, n_ctx):
+    """Asks until it gets a prompt that fits the window, and returns its ids."""
     while True:
-        prompt = encoder.encode(input('Model prompt >>> '))
-        if not prompt:
-            print('The prompt is empty: type some text, or Ctrl-D to leave.', file=sys.stderr)
-        elif len(prompt) > longest:
-            print('The prompt is %d tokens too long: it has %d, and with --length to come the '
-                  'window leaves room for %d.' % (len(prompt) - longest, len(prompt), longest),
-                  file=sys.stderr)
-        else:
-            return prompt
+        tokens = encoder.encode(input('Model prompt >>> '))
+        try:
+            prompts.check_tokens(tokens, n_ctx)
+            return tokens
+        except ValueError as error:
+            print('This prompt cannot be continued: %s.' % error, file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import functools
 import glob
 import hashlib
 import importlib.util
+import itertools
 import math
 import os
 import sys
@@ -144,11 +145,15 @@ def attention(q, k, v, mask):
 class Sampler:
     """Decodes a batch of texts a few tokens at a time, as `sample.Sampler` does."""
 
-    def __init__(self, folder, hparams, *, temperature=1, top_k=0, top_p=1, stop_token=None):
+    engine = 'lite'
+
+    def __init__(self, folder, hparams, *, temperature=1, top_k=0, top_p=1, stop_token=None,
+                 logprobs=False):
         """Loads the converted models of a folder that `convert` has made."""
         self.hparams = hparams
         self.greedy = temperature == 0
         self.stop_token = stop_token
+        self.logprobs = None
 
         def load(name):
             return Part(os.path.join(folder, name + '.tflite'))
@@ -157,38 +162,60 @@ class Sampler:
         self._head = [load('head%d' % i) for i in range(n_pieces)]
         self._wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
         self._wpe = np.load(os.path.join(folder, 'wpe.npy'))
-        self._pick = functools.partial(pick, temperature=temperature, top_k=top_k, top_p=top_p)
+        options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        self._pick = functools.partial(pick, **options)
+        self._score = functools.partial(score, **options) if logprobs else None
+
+    @property
+    def room(self):
+        """How many tokens each row can still be continued by, int [B]."""
+        return self.hparams.n_ctx - self._position
 
     def start(self, prompts):
         """Reads a batch of prompts, as `sample.Sampler.start`."""
         generation.check_prompts(self.hparams, prompts)
-        lengths = np.array([len(prompt) for prompt in prompts])
-        self._token = np.array([prompt[-1] for prompt in prompts])
-        self._position = lengths - 1
+        self._token = np.zeros(len(prompts), dtype=int)
+        self._position = np.zeros(len(prompts), dtype=int)
         self._done = np.zeros(len(prompts), dtype=bool)
         self._cache = [(self._zeros(0), self._zeros(0)) for _ in self._layers]
-        self._make_room(lengths.max())
-        for row, prompt in enumerate(prompts):
-            for first in range(0, len(prompt) - 1, PROMPT_TOKENS):
-                tokens = np.array([prompt[first:min(first + PROMPT_TOKENS, len(prompt) - 1)]])
-                positions = first + np.arange(tokens.size)[np.newaxis]
-                self._step(slice(row, row + 1), tokens, positions)
+        self._make_room(max(map(len, prompts)))
+        for prompt, rows in generation.rows_by_prompt(prompts):
+            self.read(rows, prompt)
+
+    def read(self, rows, prompt):
+        """Reads a prompt into some rows, as `sample.Sampler.read`."""
+        generation.check_prompts(self.hparams, [prompt])
+        n_read, row = len(prompt) - 1, rows[0]
+        self._make_room(n_read)
+        for first in range(0, n_read, PROMPT_TOKENS):
+            tokens = np.array([prompt[first:min(first + PROMPT_TOKENS, n_read)]])
+            positions = first + np.arange(tokens.size)[np.newaxis]
+            self._step(slice(row, row + 1), tokens, positions)
+        for slots in itertools.chain(*self._cache):
+            for other in rows[1:]:
+                slots[other, :, :n_read] = slots[row, :, :n_read]
+        self._token[rows] = prompt[-1]
+        self._position[rows] = n_read
+        self._done[rows] = False
 
     def decode(self, length, uniforms=None):
         """Continues every row, as `sample.Sampler.decode`."""
         generation.check_window(self.hparams, self._position.max() + 1, length)
         self._make_room(self._position.max() + length)
-        tokens = []
+        tokens, scores = [], []
         while len(tokens) < length and not (tokens and self._done.all()):
             h = self._step(slice(None), self._token[:, np.newaxis], self._position[:, np.newaxis])
             logits = np.concatenate([piece(h) for piece in self._head], axis=1)
             token = self._pick(logits, None if self.greedy else uniforms[:, len(tokens)])
+            if self._score:
+                scores.append(self._score(logits, token))
             if self.stop_token is not None:
                 token = np.where(self._done, self.stop_token, token)
                 self._done |= token == self.stop_token
             tokens.append(token)
             self._token = token
             self._position += 1
+        self.logprobs = np.stack(scores, axis=1) if scores else None
         return np.stack(tokens, axis=1)
 
     def _step(self, rows, tokens, positions):
@@ -197,8 +224,11 @@ class Sampler:
         n_batch, n_seq = tokens.shape
         n_head, n_embd = self.hparams.n_head, self.hparams.n_embd
         n_slots = positions.max() + 1
+        # Rows of different lengths attend one by one: to no more than their own slots, and with
+        # results that do not depend, in any bit, on how long the others are.
+        ragged = n_seq == 1 and positions.min() + 1 < n_slots
         mask = None  # else [B, 1, S, T]
-        if positions.min() + 1 < n_slots:
+        if n_seq > 1:
             later = np.arange(n_slots) > positions[:, :, np.newaxis]
             mask = np.where(later, np.float32(-np.inf), np.float32(0))[:, np.newaxis]
         row_numbers = np.arange(n_batch)[:, np.newaxis]
@@ -209,7 +239,11 @@ class Sampler:
             keys, values = keys[rows], values[rows]
             keys[row_numbers, :, positions] = qkv[:, :, 1]
             values[row_numbers, :, positions] = qkv[:, :, 2]
-            a = attention(q, keys[:, :, :n_slots], values[:, :, :n_slots], mask)
+            if ragged:
+                a = np.stack([attention(q[row], keys[row, :, :n], values[row, :, :n], None)
+                              for row, n in enumerate(positions[:, 0] + 1)])
+            else:
+                a = attention(q, keys[:, :, :n_slots], values[:, :, :n_slots], mask)
             x = after(x, a.swapaxes(1, 2).reshape([-1, n_embd]))
         return x
 
@@ -228,13 +262,18 @@ class Sampler:
 
 
 def pick(logits, uniforms, temperature, top_k, top_p):
-    """As `sample.pick`, on arrays: float32 [B, V] -> int [B].
+    """As `sample.pick`, on arrays: float32 [B, V] -> int [B]."""
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    return draw(warp(logits, temperature, top_k, top_p), uniforms)
+
+
+def warp(logits, temperature, top_k, top_p):
+    """The weights that a token is drawn with, temperature above 0: float32 [B, V] -> [B, V].
 
     Weights, the probabilities before they are made to sum to 1, stand in for logits: those of
     tokens that are left out are 0.
     """
-    if temperature == 0:
-        return logits.argmax(axis=-1)
     logits = (logits - logits.max(axis=-1, keepdims=True)) / np.float32(max(temperature, 1e-30))
     weights = np.exp(logits)
     for row in weights:
@@ -242,8 +281,18 @@ def pick(logits, uniforms, temperature, top_k, top_p):
             row *= row >= kth_largest(row, top_k)
         if top_p < 1:
             row *= row >= smallest_of_nucleus(row, top_p)
-    return draw(weights, uniforms)
+    return weights
 
+
+def score(logits, token, temperature, top_k, top_p):
+    """As `sample.score`, on arrays: float32 [B, V], int [B] -> float32 [B, 2]."""
+    chosen = np.arange(len(token)), token
+    own = logits[chosen] - logits.max(axis=-1)
+    own -= np.log(warp(logits, 1, 0, 1).sum(axis=-1))
+    if temperature == 0:
+        return np.stack([own, np.zeros_like(own)], axis=-1)
+    weights = warp(logits, temperature, top_k, top_p)
+    return np.stack([own, np.log(weights[chosen] / weights.sum(axis=-1))], axis=-1)
 
 def kth_largest(weights, k):
     """Returns the k-th largest of weights [V].

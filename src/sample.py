@@ -15,10 +15,11 @@ the side of the square grid that `draw` lays the vocabulary out in.
 import collections
 import math
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
-from generation import CACHE_SLOTS, check_prompts, check_window, grid_side
+from generation import CACHE_SLOTS, check_prompts, check_window, grid_side, rows_by_prompt
 
 DROPPED = -1e10  # the logit of a token that top-k or top-p left out
 
@@ -115,9 +116,34 @@ def pick(logits, uniforms, temperature=1, top_k=0, top_p=1):
     """
     if temperature == 0:
         return tf.argmax(logits, axis=-1, output_type=tf.int32)
+    return draw(warp(logits, temperature, top_k, top_p), uniforms)
+
+
+def warp(logits, temperature, top_k, top_p):
+    """The logits that a token is drawn from, temperature above 0; [B, V] in and out."""
     temperature = max(temperature, 1e-30)  # what float32 rounds to 0 means the likeliest, too
     logits = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / temperature
-    return draw(top_p_logits(top_k_logits(logits, top_k), top_p), uniforms)
+    return top_p_logits(top_k_logits(logits, top_k), top_p)
+
+
+def score(logits, token, temperature=1, top_k=0, top_p=1):
+    """The logarithms of the probabilities of tokens that were picked, float32 [B, 2].
+
+    First under the model itself, then under the distribution that `pick` drew from. (At
+    temperature 0 it had no choice: the second is 0.)
+
+    Args:
+      token: int32 [B].
+    """
+    def log_probability(logits):  # so exactly that rounding hides on what row it was computed
+        logits = tf.cast(logits, tf.float64)
+        chosen = tf.gather_nd(logits, tf.stack([tf.range(tf.size(token)), token], axis=-1))
+        return tf.cast(chosen - tf.reduce_logsumexp(logits, axis=-1), tf.float32)
+
+    own = log_probability(logits)
+    if temperature == 0:
+        return tf.stack([own, tf.zeros_like(own)], axis=-1)
+    return tf.stack([own, log_probability(warp(logits, temperature, top_k, top_p))], axis=-1)
 
 
 # From tokens to logits, with a cache
@@ -133,7 +159,10 @@ def empty_cache(hparams, batch_size, slots):
 
 
 def slot_numbers(slots, positions):
-    """Numbers the vectors in slots [B, H, T, D] that belong to positions [B, S]: [B, H, S]."""
+    """Numbers the vectors in slots [B, H, T, D] that belong to positions [B, S]: [B, H, S].
+
+    (B may be 1 in positions, for all rows.)
+    """
     n_batch, n_head, n_slots, _ = model.shape_list(slots)
     first = tf.reshape(tf.range(n_batch * n_head) * n_slots, [n_batch, n_head, 1])
     return first + positions[:, tf.newaxis, :]
@@ -194,35 +223,43 @@ def prefill(hparams, tokens, lengths, cache):
     return State(token=last, position=lengths - 1, done=tf.fill([n_batch], False), cache=cache)
 
 
-def decode(hparams, state, length, noise, stop_token=None, **pick_options):
+def decode(hparams, state, length, noise, stop_token=None, logprobs=False, **pick_options):
     """Decodes `length` tokens from a State, or fewer (but one at least) if all rows are done.
 
     Args:
       length: int32 scalar, at least 1.
       noise: a function from the number of a step, counted from 0, to its uniforms for `pick`.
       stop_token: a row is done once it has produced this token, and goes on repeating it.
+      logprobs: whether to `score` the tokens.
       pick_options: temperature, top_k and top_p.
 
     Returns:
-      The tokens, int32 [B, N], N <= length, and the State after them.
+      The tokens, int32 [B, N], N <= length; their scores, float32 [B, N, 2], or None; and the State
+      after them.
     """
-    def advance(i, tokens, state):
+    def advance(i, made, state):
         h, cache = step(hparams, state.token[:, tf.newaxis], state.position[:, tf.newaxis],
                         state.cache)
         with model.variables():
             logits = model.head(hparams, h[:, 0])
         token = pick(logits, noise(i), **pick_options)
+        scores = [score(logits, token, **pick_options)] if logprobs else []
         done = state.done
         if stop_token is not None:
             token = tf.where(done, tf.fill(tf.shape(token), stop_token), token)
             done = tf.logical_or(done, tf.equal(token, stop_token))
-        return i + 1, tokens.write(i, token), State(token, state.position + 1, done, cache)
+        made = [array.write(i, new) for array, new in zip(made, [token] + scores)]
+        return i + 1, made, State(token, state.position + 1, done, cache)
 
-    n_new, tokens, state = tf.while_loop(
-        lambda i, tokens, state: tf.equal(i, 0) | (i < length) & ~tf.reduce_all(state.done),
-        advance,
-        (0, tf.TensorArray(tf.int32, size=length, element_shape=state.token.shape), state))
-    return tf.transpose(tokens.gather(tf.range(n_new))), state
+    n_batch = state.token.shape.as_list()
+    made = [tf.TensorArray(tf.int32, size=length, element_shape=n_batch)]
+    if logprobs:
+        made.append(tf.TensorArray(tf.float32, size=length, element_shape=n_batch + [2]))
+    n_new, made, state = tf.while_loop(
+        lambda i, made, state: tf.equal(i, 0) | (i < length) & ~tf.reduce_all(state.done),
+        advance, (0, made, state))
+    tokens, *scores = [array.gather(tf.range(n_new)) for array in made]
+    return tf.transpose(tokens), tf.transpose(scores[0], [1, 0, 2]) if logprobs else None, state
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None,
@@ -262,7 +299,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     cache = empty_cache(hparams, n_batch, n_context - 1 + length)
     state = prefill(hparams, context, tf.fill([n_batch], n_context), cache)
-    tokens, _ = decode(hparams, state, length, noise, stop_token=stop_token,
+    tokens, _, _ = decode(hparams, state, length, noise, stop_token=stop_token,
                        temperature=temperature, top_k=top_k, top_p=top_p)
     missing = length - tf.shape(tokens)[1]
     tokens = tf.pad(tokens, [[0, 0], [0, missing]], constant_values=stop_token or 0)
@@ -278,22 +315,29 @@ class Sampler:
 
         sampler.start(prompts)
         tokens = sampler.decode(n, uniforms)
+        sampler.read([row], prompt)  # gives a row another text; the others go on
     """
 
-    def __init__(self, session, hparams, *, temperature=1, top_k=0, top_p=1, stop_token=None):
+    engine = 'graph'
+
+    def __init__(self, session, hparams, *, temperature=1, top_k=0, top_p=1, stop_token=None,
+                 logprobs=False):
         """Builds the graph, whose weights the caller restores into `session`.
 
-        Args: as in `sample_sequence`.
+        Args:
+          logprobs: whether `decode` leaves the `score` of its tokens in `logprobs`.
+          The others are as in `sample_sequence`.
         """
         self.hparams = hparams
         self.greedy = temperature == 0
         self.stop_token = stop_token
+        self.logprobs = None
         self._session = session
         self._slots = 0  # of the cache now
-        self._filled = 0  # of them, in the longest row
+        self._position = None  # of each row's next token to read, int [B]
 
-        self._tokens = tf.placeholder(tf.int32, [None, None])
-        self._lengths = tf.placeholder(tf.int32, [None])
+        self._tokens = tf.placeholder(tf.int32, [1, None])
+        self._rows = tf.placeholder(tf.int32, [None])
         self._n = tf.placeholder(tf.int32, [])
         self._uniforms = tf.placeholder(tf.float32, [None, None, 2 * grid_side(hparams.n_vocab)])
 
@@ -305,36 +349,63 @@ class Sampler:
                    for _ in range(hparams.n_layer)])
         state = tf.nest.map_structure(lambda variable: variable.read_value(), stored)
 
-        cache = empty_cache(hparams, tf.shape(self._tokens)[0], self._n)
-        self._start = store(stored, prefill(hparams, self._tokens, self._lengths, cache))
+        n_batch = tf.size(self._rows)
+        self._start = store(stored, State(
+            *(tf.zeros([n_batch], variable.dtype) for variable in stored[:3]),
+            cache=empty_cache(hparams, n_batch, self._n)))
+
+        n_tokens = tf.shape(self._tokens)[1]
+        text = prefill(hparams, self._tokens, n_tokens[tf.newaxis],
+                       empty_cache(hparams, 1, n_tokens))
+        self._read = store(stored, replace_rows(state, self._rows, text, n_tokens - 1))
 
         more = [[0, 0], [0, 0], [0, self._n], [0, 0]]
         self._grow = store(stored.cache, tf.nest.map_structure(
             lambda slots: tf.pad(slots, more), state.cache))
 
-        tokens, state = decode(hparams, state, self._n, lambda i: self._uniforms[:, i],
-                               stop_token=stop_token, temperature=temperature, top_k=top_k,
-                               top_p=top_p)
+        tokens, scores, state = decode(
+            hparams, state, self._n, lambda i: self._uniforms[:, i], stop_token=stop_token,
+            logprobs=logprobs, temperature=temperature, top_k=top_k, top_p=top_p)
         with tf.control_dependencies([store(stored, state)]):
-            self._decode = tf.identity(tokens)
+            made = [tokens, scores] if logprobs else [tokens]
+            self._decode = [tf.identity(value) for value in made]
+
+    @property
+    def room(self):
+        """How many tokens each row can still be continued by, int [B]."""
+        return self.hparams.n_ctx - self._position
 
     def start(self, prompts):
-        """Reads a batch of prompts, lists of ids of any lengths.
+        """Reads a batch of prompts, lists of ids of any lengths; equal ones are read once.
 
         Raises:
           ValueError: a prompt is empty, longer than the window, or has an id beyond the
             vocabulary.
         """
         check_prompts(self.hparams, prompts)
-        lengths = [len(prompt) for prompt in prompts]
-        self._filled = max(lengths) - 1
-        self._slots = self._slots_for(self._filled + 1)
-        tokens = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
-        self._session.run(self._start, {self._tokens: tokens, self._lengths: lengths,
-                                        self._n: self._slots})
+        self._position = np.zeros(len(prompts), dtype=int)
+        self._slots = self._slots_for(max(map(len, prompts)))
+        self._session.run(self._start, {self._rows: range(len(prompts)), self._n: self._slots})
+        for prompt, rows in rows_by_prompt(prompts):
+            self.read(rows, prompt)
+
+    def read(self, rows, prompt):
+        """Reads a prompt, a list of ids, into rows of the batch, a list of their numbers.
+
+        What these rows were does not matter any more, and the others do not change.
+
+        Raises:
+          ValueError: as `start`.
+        """
+        check_prompts(self.hparams, [prompt])
+        self._make_room(len(prompt))
+        self._session.run(self._read, {self._tokens: [prompt], self._rows: rows})
+        self._position[rows] = len(prompt) - 1
 
     def decode(self, length, uniforms=None):
         """Continues every row by `length` tokens, or fewer (but one at least) if all are done.
+
+        With the option logprobs, their scores are in `logprobs` then, float32 [B, N, 2].
 
         Args:
           uniforms: float32 [B, length, 2R] from `random_uniforms`; may be None at temperature 0.
@@ -345,21 +416,52 @@ class Sampler:
         Raises:
           ValueError: the longest row would go beyond the window.
         """
-        check_window(self.hparams, self._filled + 1, length)
-        if self._filled + length > self._slots:
-            slots = self._slots_for(self._filled + length)
-            self._session.run(self._grow, {self._n: slots - self._slots})
-            self._slots = slots
+        check_window(self.hparams, self._position.max() + 1, length)
+        self._make_room(self._position.max() + length)
         feed = {self._n: length}
         if not self.greedy:
             feed[self._uniforms] = uniforms
-        tokens = self._session.run(self._decode, feed)
-        self._filled += tokens.shape[1]
+        tokens, *scores = self._session.run(self._decode, feed)
+        self.logprobs = scores[0] if scores else None
+        self._position += tokens.shape[1]
         return tokens
+
+    def _make_room(self, n_slots):
+        """Grows the cache, if need be, to n_slots or more."""
+        if n_slots > self._slots:
+            slots = self._slots_for(n_slots)
+            self._session.run(self._grow, {self._n: slots - self._slots})
+            self._slots = slots
 
     def _slots_for(self, n):
         """Returns a number of slots, at least n, that spares growing the cache for a while."""
         return min(math.ceil(n / CACHE_SLOTS) * CACHE_SLOTS, self.hparams.n_ctx)
+
+
+def replace_rows(state, rows, text, n_read):
+    """Puts a text in the place of some rows of a batch.
+
+    Args:
+      state: the State of the batch; its cache is written in place.
+      rows: int32 [R], their numbers.
+      text: the State of the text alone.
+      n_read: how many of its tokens are in its cache.
+
+    Returns:
+      The State of the batch then.
+    """
+    n_rows = tf.size(rows)
+
+    def replace(values, new):  # [B] and [1]
+        return tf.tensor_scatter_nd_update(values, rows[:, tf.newaxis], tf.tile(new, [n_rows]))
+
+    def replace_slots(slots, new):
+        numbers = tf.gather(slot_numbers(slots, tf.range(n_read)[tf.newaxis]), rows)
+        return write(slots, numbers, tf.tile(new[:, :, :n_read], [n_rows, 1, 1, 1]))
+
+    return State(replace(state.token, text.token), replace(state.position, text.position),
+                 tf.cast(replace(tf.cast(state.done, tf.int32), tf.zeros([1], tf.int32)), tf.bool),
+                 tf.nest.map_structure(replace_slots, state.cache, text.cache))
 
 
 def local_variable(dtype, shape):
@@ -373,5 +475,3 @@ def store(variables, values):
     """The operation that assigns a structure of values to one of variables."""
     pairs = zip(tf.nest.flatten(variables), tf.nest.flatten(values))
     return tf.group(*[variable.assign(value) for variable, value in pairs])
-
-

@@ -7,15 +7,19 @@ import shutil
 import signal
 import subprocess
 
+import numpy as np
 import pytest
 
 import cli
 import evaluate
+import generate_conditional_samples as conditional
 import generate_unconditional_samples as unconditional
 import interactive_conditional_samples as interactive
+import reference
 import train
 
 UNCONDITIONAL = 'generate_unconditional_samples.py'
+CONDITIONAL = 'generate_conditional_samples.py'
 INTERACTIVE = 'interactive_conditional_samples.py'
 PROMPT = 'Model prompt >>> '
 PATIENCE = 4  # times to type Ctrl-C: one that falls into a destructor is lost, as Python has it
@@ -170,7 +174,7 @@ LOCALES = {
 
 def check_conversation(command, tiny, batch_size, env):
     """Has a conversation in which everything occurs that may, through pipes."""
-    prompts = ['Hello', '', 'x' * 30, '你好 🙂é', '', 'y' * 27]  # 27 + 6 - 1 = 32
+    prompts = ['Hello', '', 'x' * 35, '你好 🙂é', '', 'y' * 27]  # 27 + 6 - 1 = 32
     script = command(INTERACTIVE, *tiny.flags, '--seed', 5, '--nsamples', 3, '--length', 6,
                      '--batch_size', batch_size, env=env)
     status, stdout, stderr = script.run('\n'.join(prompts))  # without a newline after the last
@@ -183,7 +187,7 @@ def check_conversation(command, tiny, batch_size, env):
     assert stdout == PROMPT + PROMPT.join(replies) + PROMPT + '\n'
     first, second, third = stderr.splitlines()
     assert first == third and 'empty' in first
-    assert '3 tokens too long' in second and '30' in second and '27' in second
+    assert '3 tokens too long' in second and '35' in second and '32' in second
 
 
 @pytest.mark.parametrize('batch_size, locale', [
@@ -208,8 +212,8 @@ def test_a_prompt_may_be_any_bytes(command, tiny):
     assert stdout.decode('utf-8').count(PROMPT) == 2
 
 
-def test_the_default_length_leaves_half_the_window_to_the_prompt(tf, tiny, capsys, monkeypatch):
-    prompts = iter(['x' * 18, 'x' * 17])
+def test_the_default_length_is_half_the_window(tf, tiny, capsys, monkeypatch):
+    prompts = iter(['x' * 33, 'x' * 17])
 
     def ask(text):
         assert text == PROMPT
@@ -295,10 +299,59 @@ def test_ctrl_c_returns_to_the_prompt_and_there_it_leaves(command, tiny):
     assert screen.exitstatus == 130
 
 
+def test_a_text_is_shown_as_it_is_made(command):
+    """One that has no end, at that, and is soon longer than the window."""
+    models_dir = pathlib.Path(__file__).resolve().parent.parent / 'models'
+    screen = command(INTERACTIVE, '--model_name', '1M', '--models_dir', models_dir, '--seed', 1,
+                     '--length', 10**9, '--nsamples', 2).spawn()
+    screen.expect_exact(PROMPT)
+    screen.send('KING\r')
+    screen.expect_exact(' SAMPLE 1 ' + '=' * 40 + '\r\n')
+    for _ in range(40):
+        screen.expect_exact('\r\n')
+    stop_sampling(screen)
+    assert ' SAMPLE 2 ' not in screen.before
+    screen.send(CTRL_D)
+    screen.expect_exact('\r\n')
+    screen.close()
+
+
+def test_emoji_and_chinese_arrive_whole(command, tiny, tmp_path):
+    """From a model whose tokens are bytes."""
+    text = '你好，世界 🙂🇫🇷 é!'
+    numbers = {'n_vocab': 257, 'n_ctx': 64, 'n_embd': 64, 'n_head': 2, 'n_layer': 1}
+    weights = {name: value if name.endswith('/g') else 0 * value  # no block adds anything
+               for name, value in reference.random_weights(numbers, 0).items()}
+    wte, tokens = np.random.RandomState(0).randn(257, 64), tiny.encode(text)
+    weights['model/wte'] = np.float32(wte)
+    weights['model/wpe'][:len(tokens)] = 20 * wte[tokens]  # each position asks for its token
+    reference.write_checkpoint(tmp_path / 'speaker', numbers, weights)
+    screen = command(INTERACTIVE, '--model_name', 'speaker', '--models_dir', tmp_path,
+                     '--temperature', 0, '--seed', 1, '--length', len(tokens)).spawn()
+    screen.expect_exact(PROMPT)
+    screen.send('x\r')
+    screen.expect_exact(PROMPT)
+    assert screen.before.endswith(answer([text]).replace('\n', '\r\n'))
+    screen.close()
+
+
+def test_samples_of_a_batch_are_shown_one_after_the_other(command, tiny):
+    """And they end where they are told to."""
+    whole = tiny.samples(range(3), seed=5, length=20, prompt='Hello')
+    ending = whole[1][7:9]
+    screen = command(INTERACTIVE, *tiny.flags, '--seed', 5, '--nsamples', 3, '--length', 20,
+                     '--batch_size', 2, '--stop_at', ending).spawn()
+    screen.expect_exact(PROMPT)
+    screen.send('Hello\r')
+    screen.expect_exact(answer([text.split(ending)[0] for text in whole]).replace('\n', '\r\n'))
+    screen.close()
+
+
 # ---- --help ------------------------------------------------------------------------------------
 
-SCRIPTS = {UNCONDITIONAL: unconditional.sample_model, INTERACTIVE: interactive.interact_model,
-           'train.py': train.train, 'evaluate.py': evaluate.evaluate}
+SCRIPTS = {UNCONDITIONAL: unconditional.sample_model, CONDITIONAL: conditional.continue_prompts,
+           INTERACTIVE: interactive.interact_model, 'train.py': train.train,
+           'evaluate.py': evaluate.evaluate}
 
 
 @pytest.mark.parametrize('argument', ['--help', '-h'])
@@ -340,7 +393,11 @@ BAD_FLAGS = [
     ('--length=', '--length'),
     ('--length True', '--length True'),
     ('--length [3]', '--length [3]'),
-    ('--length 33', '--length 32 33'),
+    ('--keep 0', '--keep 1'),
+    ('--keep 33', '--keep 32 33'),
+    ('--stop_at=', '--stop_at'),
+    ('--stop yes', "'yes'"),
+    ('--stop=1', '--stop value'),
     ('--batch_size 0', '--batch_size 1'),
     ('--batch_size -3', '--batch_size -3'),
     ('--batch_size two', "--batch_size 'two'"),

@@ -1,0 +1,97 @@
+"""What the sampling scripts share: from their flags to a sampler, and from texts to a file."""
+
+import checkpoint
+import cli
+import lite
+import records
+import texts
+from engine import open_sampler
+
+
+def open_model(flags, default_length):
+    """Checks the flags, fills in the defaults that depend on the model, and opens it.
+
+    Args:
+      flags: an object with the flags by name.
+      default_length: a function of n_ctx.
+
+    Returns:
+      A checkpoint.Model.
+    """
+    cli.check_sampling_flags(flags)
+    opened = checkpoint.open_model(flags.model_name, flags.models_dir)
+    cli.fit_to_model(flags, opened.hparams, default_length(opened.hparams.n_ctx))
+    return opened
+
+
+def load(flags, opened, **options):
+    """Returns the sampler that the flags describe."""
+    end = opened.encoder.encoder[checkpoint.END_OF_TEXT]
+    return open_sampler(opened, flags.engine, flags.dtype, temperature=flags.temperature,
+                        top_k=flags.top_k, top_p=flags.top_p,
+                        stop_token=end if flags.stop else None, **options)
+
+
+def grow(flags, opened, sampler, prompts, **options):
+    """Makes texts as the flags say, by `texts.grow`."""
+    return texts.grow(sampler, opened.encoder, prompts, seed=flags.seed, length=flags.length,
+                      keep=flags.keep, stop_at=flags.stop_at or '', **options)
+
+
+def write_samples(flags, opened, samples, first, last, **settings):
+    """Makes samples and writes them to --output, or to stdout.
+
+    Args:
+      samples: a function of an index that returns the index and prompt of each from there on.
+      first, last: the index of the first sample, and the one after that of the last; None for
+        the last if they are to go on for ever.
+      settings: of the run, to be recorded, beside those that all runs have.
+    """
+    output = open_output(flags, opened, first, with_prompt='prompts' in settings)
+    settings = dict(run_settings(flags, opened), **settings)
+    if flags.seed is None and output.settings:
+        flags.seed = output.settings['seed']
+    if flags.seed is not None:
+        output.check(dict(settings, seed=flags.seed))
+    if last is not None and output.next >= last:
+        return
+    sampler = load(flags, opened, logprobs=flags.logprobs)
+    flags.seed = cli.choose_seed(flags.seed)
+    output.begin(dict(settings, seed=flags.seed, engine=sampler.engine,
+                      tensorflow=lite.tensorflow_version()))
+    n_texts = None if last is None else last - output.next
+    batch_size = flags.batch_size if flags.output or not n_texts else min(flags.batch_size, n_texts)
+    batches = grow(flags, opened, sampler, samples(output.next), batch_size=batch_size,
+                   fill=bool(flags.output))
+    try:
+        for done in records.done(records.watched(batches, n_texts, flags.length)):
+            output.write(done)
+    finally:
+        output.flush()
+
+
+def open_output(flags, opened, first, with_prompt):
+    """Returns what the samples are written to.
+
+    Raises:
+      UsageError: --output is not a .txt or .jsonl, or --logprobs is for another than a .jsonl.
+    """
+    output = flags.output or ''
+    if flags.logprobs and not output.endswith('.jsonl'):
+        raise cli.UsageError('--logprobs is for an --output that ends in .jsonl')
+    if flags.output is None:
+        return records.Printer(first)
+    if output.endswith('.jsonl'):
+        return records.JsonLines(output, first, opened.encoder, with_prompt)
+    if output.endswith('.txt'):
+        return records.PlainText(output, first)
+    raise cli.UsageError('--output must end in .txt or .jsonl, not %r' % output)
+
+
+def run_settings(flags, opened):
+    """Returns the settings that samples depend on, the seed and the engine excepted, by name."""
+    return dict(model=flags.model_name.encode('utf-8', 'replace').decode('utf-8'),
+                weights=checkpoint.weights_digest(opened.directory), dtype=flags.dtype,
+                batch_size=flags.batch_size, length=flags.length, keep=flags.keep,
+                temperature=float(flags.temperature), top_k=flags.top_k, top_p=float(flags.top_p),
+                stop=flags.stop, stop_at=flags.stop_at, logprobs=flags.logprobs)

@@ -1,0 +1,407 @@
+"""Samples in files: whole records whatever happens, continued to the byte; prompts from files."""
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as real_tf
+
+import generate_conditional_samples as conditional
+import generate_unconditional_samples as unconditional
+import reference
+from test_scripts import CONDITIONAL, LONG, UNCONDITIONAL, called, numbered
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+IS_TF1 = real_tf.__version__.startswith('1.')
+
+
+class Writer:
+    """Runs the scripts' functions on the tiny model in this process."""
+
+    def __init__(self, tf, tiny, capsys):
+        self.tf, self.capsys = tf, capsys
+        self.flags = dict(model_name=tiny.name, models_dir=str(tiny.models_dir), seed=4, length=12,
+                          batch_size=3, engine='graph')
+
+    def __call__(self, function, output, **flags):
+        output = None if output is None else str(output)
+        return called(function, self.tf, self.capsys, **dict(self.flags, output=output, **flags))
+
+    def error(self, *args, **flags):
+        """Returns the message of the UserError that must come."""
+        import cli
+        with pytest.raises(cli.UserError) as error:
+            self(*args, **flags)
+        assert '\n' not in str(error.value)
+        return str(error.value)
+
+
+@pytest.fixture
+def write(tf, tiny, capsys):
+    return Writer(tf, tiny, capsys)
+
+
+def records(path):
+    with open(str(path), encoding='utf-8', newline='\n') as file:
+        return [json.loads(line) for line in file]
+
+
+# ---- what is in a file -------------------------------------------------------------------------
+
+
+def test_a_txt_has_what_is_printed(write, tiny, tmp_path):
+    path = tmp_path / 'samples.txt'
+    assert write(unconditional.sample_model, path, nsamples=7) == ('', '')
+    expected = numbered(tiny.samples(range(7), seed=4, length=12))
+    assert path.read_text(encoding='utf-8') == expected
+    assert write(unconditional.sample_model, None, nsamples=7) == (expected, '')
+    settings = json.loads((tmp_path / 'samples.txt.settings.json').read_text(encoding='utf-8'))
+    assert settings['settings']['seed'] == 4 and settings['settings']['temperature'] == 1
+    assert sorted(os.listdir(str(tmp_path))) == ['samples.txt', 'samples.txt.settings.json']
+
+
+def test_a_jsonl_says_how_each_sample_was_made(write, tiny, tmp_path):
+    path = tmp_path / 'samples.jsonl'
+    write(unconditional.sample_model, path, nsamples=7, top_k=40, temperature=0.9)
+    texts = tiny.samples(range(7), seed=4, length=12, top_k=40, temperature=0.9)
+    assert os.listdir(str(tmp_path)) == ['samples.jsonl']
+    for index, (record, text) in enumerate(zip(records(path), texts)):
+        assert list(record) == ['index', 'model', 'seed', 'settings', 'text', 'tokens', 'ended',
+                                'synthetic']
+        assert (record['index'], record['model'], record['seed']) == (index, 'tiny', 4)
+        assert (record['text'], record['ended'], record['synthetic']) == (text, False, True)
+        assert tiny.decode(record['tokens']) == text and len(record['tokens']) == 12
+        settings = record['settings']
+        assert (settings['top_k'], settings['temperature'], settings['top_p']) == (40, 0.9, 1)
+        assert (settings['length'], settings['batch_size'], settings['engine']) == (12, 3, 'graph')
+
+
+@pytest.fixture(scope='module')
+def stopping(tmp_path_factory, tiny):
+    """A model that ends its texts early, after very different lengths."""
+    folder = tmp_path_factory.mktemp('models')
+    weights = dict(tiny.weights)
+    wte = weights['model/wte'].copy()
+    wte[256] = wte[:256].mean(axis=0) + 0.12 * np.random.RandomState(0).randn(16) * 4
+    weights['model/wte'] = np.float32(wte)
+    reference.write_checkpoint(folder / 'tiny', tiny.hparams, weights)
+    return folder, weights
+
+
+def test_documents_end_at_the_end_of_text(write, tiny, stopping, tmp_path):
+    folder, weights = stopping
+    plain, stopped = tmp_path / 'plain.jsonl', tmp_path / 'stopped.jsonl'
+    flags = dict(models_dir=str(folder), nsamples=30, length=30, temperature=1.5)
+    write(unconditional.sample_model, plain, stop=False, **flags)
+    write(unconditional.sample_model, stopped, **flags)
+    ended = 0
+    for whole, record in zip(records(plain), records(stopped)):
+        tokens = whole['tokens']
+        assert len(tokens) == 30 and not whole['ended']
+        n = tokens.index(256) + 1 if 256 in tokens else 30
+        assert record['tokens'] == tokens[:n]
+        assert record['ended'] == (256 in tokens)
+        assert record['text'] == tiny.decode(tokens[:n - record['ended']])
+        assert '<|endoftext|>' not in record['text']
+        ended += record['ended']
+    assert 3 < ended < 30
+
+
+def test_log_probabilities_on_request(write, tiny, tmp_path):
+    path = tmp_path / 'samples.jsonl'
+    write(unconditional.sample_model, path, nsamples=4, logprobs=True, top_p=0.8)
+    for record in records(path):
+        logits = reference.forward(tiny.weights, tiny.hparams, [256] + record['tokens'][:-1])
+        for row, token, model, sampled in zip(logits, record['tokens'], record['logprobs']['model'],
+                                              record['logprobs']['sampled']):
+            assert abs(model - math.log(reference.softmax(row)[token])) < 1e-4
+            assert abs(sampled - math.log(reference.warp(row, top_p=0.8)[token])) < 1e-4
+
+
+def test_many_processes_share_one_numbering(write, tmp_path):
+    """Their files, one after the other, are the file of a single process."""
+    for name in ['jsonl', 'txt']:
+        whole = tmp_path / ('whole.' + name)
+        write(unconditional.sample_model, whole, nsamples=8)
+        parts = [tmp_path / ('part%d.%s' % (i, name)) for i in range(3)]
+        for part, (first, n) in zip(parts, [(0, 3), (3, 1), (4, 4)]):
+            write(unconditional.sample_model, part, first_sample=first, nsamples=n)
+        assert b''.join(part.read_bytes() for part in parts) == whole.read_bytes()
+
+
+# ---- continuing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
+def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(write, tmp_path, name):
+    """As a process leaves it that is killed while it writes."""
+    path, beside = tmp_path / name, tmp_path / (name + '.settings.json')
+    write(unconditional.sample_model, path, nsamples=4)
+    if beside.exists():  # how it was after four samples
+        after_4 = beside.read_bytes()
+    write(unconditional.sample_model, path, nsamples=9)  # a larger number continues
+    whole = path.read_bytes()
+    at_4 = len(b''.join(whole.splitlines(True)[:4])) if name.endswith('l') else json.loads(
+        after_4.decode('utf-8'))['bytes']
+    moments = random.Random(0)
+    for cut in [0, 1, at_4, len(whole)] + [moments.randrange(len(whole)) for _ in range(6)]:
+        if name.endswith('.txt'):
+            cut = max(cut, at_4)
+            beside.write_bytes(after_4)
+        path.write_bytes(whole[:cut])
+        write(unconditional.sample_model, path, nsamples=9)
+        assert path.read_bytes() == whole
+    fresh = tmp_path / ('fresh.' + name.rpartition('.')[2])
+    write(unconditional.sample_model, fresh, nsamples=9)
+    assert fresh.read_bytes() == whole
+
+
+def test_a_file_that_is_complete_is_left_alone_without_a_model_run(write, refused, bare, tiny,
+                                                                   tmp_path):
+    path = tmp_path / 'samples.jsonl'
+    write(unconditional.sample_model, path, nsamples=4)
+    before = path.read_bytes()
+    status, stdout, stderr = bare(UNCONDITIONAL, *tiny.flags, '--length', 12, '--batch_size', 3,
+                                  '--nsamples', 3, '--output', path)
+    assert (status, stdout, stderr) == (0, '', '')  # nor is a seed needed: the file has one
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize('flags, words', [
+    ({'temperature': 0.5}, 'temperature 1.0 0.5'), ({'seed': 5}, 'seed 4 5'),
+    ({'batch_size': 4}, 'batch_size 3 4'), ({'length': 13, 'top_k': 9}, 'length 12 13 top_k 9'),
+    ({'stop': False}, 'stop'), ({'stop_at': 'x'}, 'stop_at "x"'), ({'keep': 3}, 'keep 3'),
+    ({'first_sample': 1}, '--first_sample 0 1'),
+], ids=str)
+@pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
+def test_other_settings_are_refused(write, tmp_path, name, flags, words):
+    path = tmp_path / name
+    if not path.exists():
+        write(unconditional.sample_model, path, nsamples=1)
+    before = path.read_bytes()
+    flags = dict(flags)
+    write.flags.update((key, flags.pop(key)) for key in list(flags) if key in write.flags)
+    message = write.error(unconditional.sample_model, path, nsamples=4, **flags)
+    for word in [str(path)] + words.split():
+        assert word in message
+    assert path.read_bytes() == before
+
+
+def test_other_weights_are_refused(write, tiny, stopping, tmp_path):
+    path = tmp_path / 'samples.jsonl'
+    write(unconditional.sample_model, path, nsamples=1)
+    write.flags['models_dir'] = str(stopping[0])
+    assert 'weights' in write.error(unconditional.sample_model, path, nsamples=4)
+
+
+@pytest.mark.parametrize('name, content', [
+    ('a.jsonl', b'{"text": "mine"}\n'), ('a.jsonl', b'no newline'), ('a.jsonl', b'[1]\n'),
+    ('a.txt', b'my own text\n'), ('a.jsonl', b'\xff\n')], ids=repr)
+def test_a_file_of_something_else_is_not_touched(refused, tiny, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    status, message = refused(UNCONDITIONAL, *tiny.flags, '--nsamples', 2, '--output',
+                              tmp_path / name)
+    assert status == 1 and name in message and '--output' in message
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize('arguments, words', [
+    ('--output samples.csv', '.txt .jsonl samples.csv'), ('--logprobs', '--logprobs .jsonl'),
+    ('--logprobs --output a.txt', '--logprobs .jsonl'), ('--output=', '.txt .jsonl'),
+    ('--first_sample -1', '--first_sample'), ('--output nowhere/a.txt', 'nowhere/a.txt'),
+])
+def test_outputs_that_cannot_be(refused, tiny, tmp_path, arguments, words):
+    status, message = refused(UNCONDITIONAL, *tiny.flags, '--nsamples', 1, *arguments.split(),
+                              cwd=str(tmp_path))
+    assert status in (1, 2)
+    for word in words.split():
+        assert word in message
+
+
+# ---- kill -9, full disks -----------------------------------------------------------------------
+
+BOX = ['--model_name', '1M', '--models_dir', os.path.join(ROOT, 'models'), '--seed', 1, '--length',
+       40, '--batch_size', 4, '--logprobs', '--stop_at', '\n\n', '--engine',
+       'graph' if IS_TF1 else 'lite']
+
+
+@pytest.mark.parametrize('name, n_kills', [
+    ('samples.jsonl', 20 if LONG or not IS_TF1 else 4), ('samples.txt', 4)])
+def test_killed_at_random_moments_and_resumed(command, tmp_path, name, n_kills):
+    flags = [flag for flag in BOX if name.endswith('l') or flag != '--logprobs']
+    moments = random.Random(1)
+    whole, path = tmp_path / ('whole.' + name), tmp_path / name
+    begun = time.monotonic()
+    endless = command(UNCONDITIONAL, *flags, '--output', path)
+    sizes = []
+    for _ in range(n_kills):
+        process = endless.start()
+        size = path.stat().st_size if path.exists() else 0
+        while process.poll() is None and (not path.exists() or path.stat().st_size <= size):
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        sizes.append(path.stat().st_size)
+        assert time.monotonic() - begun < 300
+    assert sizes == sorted(sizes) and sizes[0] > 0
+    n = path.read_bytes().count(b'\n' if name.endswith('l') else b' SAMPLE ') + 3
+    assert command(UNCONDITIONAL, *flags, '--output', path, '--nsamples', n).run()[0] == 0
+    assert command(UNCONDITIONAL, *flags, '--output', whole, '--nsamples', n).run()[0] == 0
+    assert path.read_bytes() == whole.read_bytes()
+    if name.endswith('l'):
+        assert [record['index'] for record in records(path)] == list(range(n))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 64 KB."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    if shutil.which('mount') is None or subprocess.call(
+            ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)],
+            stderr=subprocess.DEVNULL):
+        pytest.skip('nothing can be mounted here')
+    yield folder
+    subprocess.check_call(['umount', str(folder)])
+
+
+@pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
+def test_a_full_disk(command, tiny, small_disk, tmp_path, name):
+    flags = [*tiny.flags, '--seed', 4, '--batch_size', 8, '--engine', 'graph', '--output']
+    path = small_disk / name
+    status, stdout, stderr = command(UNCONDITIONAL, *flags, path).run()
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+    assert name in stderr and 'No space left on device' in stderr
+    written = path.read_bytes()
+    n = written.count(b'\n' if name.endswith('l') else b' SAMPLE ')
+    assert n > 10
+    # Moved to where there is room, it goes on.
+    for source in os.listdir(str(small_disk)):
+        shutil.copy(str(small_disk / source), str(tmp_path))
+    for target in (tmp_path / name, tmp_path / ('whole.' + name)):
+        command(UNCONDITIONAL, *flags, target, '--nsamples', n + 5).run()
+    whole = (tmp_path / ('whole.' + name)).read_bytes()
+    assert whole.startswith(written) and (tmp_path / name).read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_to(refused, tiny, tmp_path):
+    folder = tmp_path / 'read-only'
+    folder.mkdir()
+    mounted = os.getuid() == 0
+    if mounted:
+        if shutil.which('mount') is None or subprocess.call(
+                ['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', str(folder)],
+                stderr=subprocess.DEVNULL):
+            pytest.skip('root may write anywhere, and nothing can be mounted here')
+    else:
+        folder.chmod(0o500)
+    try:
+        status, message = refused(UNCONDITIONAL, *tiny.flags, '--output', folder / 'samples.txt')
+    finally:
+        if mounted:
+            subprocess.check_call(['umount', str(folder)])
+    assert status == 1 and str(folder) in message
+
+
+def test_ctrl_c_keeps_all_that_is_done(command, tmp_path):
+    path = tmp_path / 'samples.jsonl'
+    process = command(UNCONDITIONAL, *BOX, '--output', path).start()
+    while process.poll() is None and (not path.exists() or not path.stat().st_size):
+        time.sleep(0.02)
+    for _ in range(4):
+        process.send_signal(signal.SIGINT)
+        try:
+            stdout, stderr = process.communicate(timeout=20)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    assert process.returncode == 130 and stdout == b''
+    assert [record['index'] for record in records(path)] == list(range(len(records(path))))
+    assert path.read_bytes().endswith(b'\n')
+
+
+# ---- files of prompts --------------------------------------------------------------------------
+
+LINES = ['Hello', '你好 🙂', '', 'x' * 33, 'y' * 32, 'Hello', ' z\t']
+USABLE = [0, 1, 4, 5, 6]
+
+
+def sample_lines(tiny, length=12, nsamples=2):
+    """Returns the reference's texts of the usable lines, by index, within the window."""
+    return {line * nsamples + n: tiny.samples([line * nsamples + n], seed=4, length=length,
+                                              prompt=LINES[line])[0]
+            for line in USABLE for n in range(nsamples) if len(LINES[line].encode()) < 20}
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 16])
+def test_prompts_of_all_lengths_share_a_batch(write, tiny, tmp_path, batch_size):
+    write.flags['batch_size'] = batch_size
+    source, path = tmp_path / 'prompts.txt', tmp_path / 'samples.jsonl'
+    source.write_bytes('\n'.join(LINES).encode('utf-8').replace(b'Hello\n', b'Hello\r\n', 1))
+    stdout, stderr = write(conditional.continue_prompts, path, prompts=str(source), nsamples=2)
+    assert stdout == '' and stderr.count('\n') == 2
+    assert 'line 3 ' in stderr and 'empty' in stderr and 'line 4 ' in stderr and '1 token' in stderr
+    found = records(path)
+    assert [record['index'] for record in found] == [2 * line + n for line in USABLE
+                                                     for n in range(2)]
+    expected = sample_lines(tiny)
+    for record in found:
+        assert record['prompt'] == LINES[record['index'] // 2]
+        assert record['text'] == expected.get(record['index'], record['text'])
+        assert len(record['tokens']) == 12
+
+
+def test_prompts_from_stdin_and_from_json(command, tiny, tmp_path):
+    flags = [*tiny.flags, '--seed', 4, '--length', 12, '--batch_size', 2, '--engine', 'graph']
+    status, stdout, stderr = command(CONDITIONAL, *flags, '--prompts=-').run('Hello\n\n你好 🙂\n')
+    assert status == 0 and stderr.count('\n') == 1 and 'line 2 ' in stderr
+    texts = [tiny.samples([index], seed=4, length=12, prompt=prompt)[0]
+             for index, prompt in [(0, 'Hello'), (2, '你好 🙂')]]
+    assert stdout == numbered(texts[:1]) + numbered(texts[1:], 3)
+    source = tmp_path / 'prompts.jsonl'
+    lines = ['{"prompt": "Hello", "id": 7}', '{"text": "Hello"}', json.dumps({'prompt': '你好 🙂'}),
+             '{"prompt": 3}', '[]', 'Hello', '{"prompt": ""}']
+    source.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    status, again, stderr = command(CONDITIONAL, *flags, '--prompts', source).run()
+    assert (status, again) == (0, stdout)
+    assert [line.split(':')[0] for line in stderr.splitlines()] == [
+        'prompt in line %d left out' % number for number in (2, 4, 5, 6, 7)]
+
+
+@pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
+def test_a_file_of_prompts_is_continued(write, tmp_path, name):
+    source, path = tmp_path / 'prompts.txt', tmp_path / name
+    source.write_text('\n'.join(LINES), encoding='utf-8')
+    flags = dict(prompts=str(source), nsamples=2)
+    write(conditional.continue_prompts, path, **flags)
+    whole = path.read_bytes()
+    if name.endswith('l'):
+        for cut in range(0, len(whole), len(whole) // 5):
+            path.write_bytes(whole[:cut])
+            write(conditional.continue_prompts, path, **flags)
+            assert path.read_bytes() == whole
+    assert 'nsamples' in write.error(conditional.continue_prompts, path, prompts=str(source),
+                                     nsamples=3)
+    source.write_text('other prompts', encoding='utf-8')
+    assert 'prompts' in write.error(conditional.continue_prompts, path, **flags)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize('arguments, words', [
+    ('', '--prompts .txt .jsonl'), ('--prompts nothing.txt', 'nothing.txt'),
+    ('--prompts a.csv', '.txt .jsonl a.csv'), ('--prompts=- --nsamples 0', '--nsamples'),
+    ('--prompts .', '.txt'),
+])
+def test_prompts_that_cannot_be_read(refused, tiny, arguments, words):
+    status, message = refused(CONDITIONAL, *tiny.flags, *arguments.split())
+    assert status in (1, 2)
+    for word in words.split():
+        assert word in message
