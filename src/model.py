@@ -16,6 +16,7 @@ All but attention treats every token by itself, so it works on the tokens of all
 [N, ...].
 """
 
+import functools
 import math
 import types
 
@@ -45,6 +46,11 @@ def shape_list(x):
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape.as_list())]
 
 
+def unchanged(x):
+    """The dropout of a model that is not being trained."""
+    return x
+
+
 def gelu(x):
     """Gaussian error linear unit in its tanh form (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
@@ -60,6 +66,11 @@ def norm(x, scope):
         return tf.nn.batch_normalization(x, mean, variance, b, g, 1e-5)
 
 
+def product(x, w, **options):
+    """x w, of matrices, in the type of w; float32 in and out."""
+    return tf.cast(tf.matmul(tf.cast(x, w.dtype), w, **options), tf.float32)
+
+
 def dense(x, n_out, scope, stddev=0.02):
     """x w + b, [N, n_in] -> [N, n_out]."""
     with tf.variable_scope(scope):
@@ -67,7 +78,7 @@ def dense(x, n_out, scope, stddev=0.02):
         w = tf.get_variable('w', [1, n_in, n_out],
                             initializer=tf.random_normal_initializer(stddev=stddev))
         b = tf.get_variable('b', [n_out], initializer=tf.zeros_initializer())
-        return tf.nn.bias_add(tf.matmul(x, tf.squeeze(w, axis=0)), b)
+        return tf.nn.bias_add(product(x, tf.squeeze(w, axis=0)), b)
 
 
 def causal_mask(n_queries, n_keys):
@@ -80,14 +91,14 @@ def causal_mask(n_queries, n_keys):
     return MASKED * tf.cast(key > query, tf.float32)
 
 
-def attention(q, k, v, mask):
+def attention(q, k, v, mask, drop=unchanged):
     """Scaled dot-product attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v.
 
     q [B, H, S, D], k and v [B, H, T, D], mask broadcast to [B, H, S, T] -> [B, H, S, D]
     """
     q *= 1 / math.sqrt(q.shape.as_list()[-1])
     scores = tf.matmul(q, k, transpose_b=True) + mask  # [B, H, S, T]
-    return tf.matmul(tf.nn.softmax(scores), v)
+    return tf.matmul(drop(tf.nn.softmax(scores)), v)
 
 
 def split_heads(x, n_batch, n_seq, n_head):
@@ -108,21 +119,22 @@ def before_attention(x):
         return dense(h, 3 * x.shape.as_list()[-1], 'c_attn')
 
 
-def after_attention(x, a, n_layer):
+def after_attention(x, a, n_layer, drop=unchanged):
     """The part of a block after its attention: its input x and the heads' a [N, E] -> [N, E].
 
-    The attention's projection, then a perceptron of two layers, are added to x.
+    The attention's projection, then a perceptron of two layers, are added to x, each by way of
+    `drop` as in `transformer`.
     """
     n_embd = x.shape.as_list()[-1]
     # 2L projections are added up from the first block to the last: a smaller start for each keeps
     # the variance of the sum from growing with the depth.
     stddev = 0.02 / math.sqrt(2 * n_layer)
     with tf.variable_scope('attn'):
-        x += dense(a, n_embd, 'c_proj', stddev)
+        x += drop(dense(a, n_embd, 'c_proj', stddev))
     h = norm(x, 'ln_2')
     with tf.variable_scope('mlp'):
         h = gelu(dense(h, 4 * n_embd, 'c_fc'))
-        return x + dense(h, n_embd, 'c_proj', stddev)
+        return x + drop(dense(h, n_embd, 'c_proj', stddev))
 
 
 def embeddings(hparams):
@@ -136,7 +148,7 @@ def embeddings(hparams):
     return tf.identity(wte), tf.identity(wpe)
 
 
-def transformer(hparams, X, positions, attend):
+def transformer(hparams, X, positions, attend, drop=unchanged, recompute=False):
     """Everything but the output layer: token ids X [B, S] -> [B, S, E], normalized.
 
     Args:
@@ -144,29 +156,39 @@ def transformer(hparams, X, positions, attend):
       attend: a function of a layer's number and its queries, keys and values of these positions,
         [B, H, S, D] each, which returns what the heads attend to, [B, H, S, D]. Whoever builds
         the graph decides with it which other keys and values there are and where they live.
+      drop: the dropout to train with, a function of a tensor that returns one of its shape.
+      recompute: whether gradients compute each block anew, in place of keeping all that is inside
+        it in memory until then (Chen et al. 2016).
     """
     n_batch, n_seq = shape_list(X)
     wte, wpe = embeddings(hparams)
-    h = tf.gather(wte, X) + tf.gather(wpe, positions)  # [B, S, E]
-    h = tf.reshape(h, [-1, hparams.n_embd])  # [N, E]
-    for layer in range(hparams.n_layer):
-        with tf.variable_scope('h%d' % layer):
+    h = tf.cast(tf.gather(wte, X), tf.float32) + tf.gather(wpe, positions)  # [B, S, E]
+    h = drop(tf.reshape(h, [-1, hparams.n_embd]))  # [N, E]
+    scope = tf.get_variable_scope()
+
+    def block(h, layer):
+        with tf.variable_scope(scope, auxiliary_name_scope=False), \
+                tf.variable_scope('h%d' % layer):
             qkv = split_heads(before_attention(h), n_batch, n_seq, hparams.n_head)
             a = merge_heads(attend(layer, *qkv), hparams.n_embd)
-            h = after_attention(h, a, hparams.n_layer)
-            tf.add_to_collection('checkpoints', h)
+            return after_attention(h, a, hparams.n_layer, drop)
+
+    for layer in range(hparams.n_layer):
+        this_block = functools.partial(block, layer=layer)
+        h = (tf.recompute_grad(this_block) if recompute else this_block)(h)
+        tf.add_to_collection('checkpoints', h)
     return tf.reshape(norm(h, 'ln_f'), [n_batch, n_seq, hparams.n_embd])
 
 
 def head(hparams, h):
     """The output layer: h [N, E] -> logits [N, V], with the token embeddings as its weights."""
     wte, _ = embeddings(hparams)
-    return tf.matmul(h, wte, transpose_b=True)
+    return product(h, wte, transpose_b=True)
 
 
-def variables(scope='model', reuse=tf.AUTO_REUSE):
+def variables(scope='model', reuse=tf.AUTO_REUSE, custom_getter=None):
     """The variable scope that every function above wants around it."""
-    return tf.variable_scope(scope, reuse=reuse, use_resource=True)
+    return tf.variable_scope(scope, reuse=reuse, use_resource=True, custom_getter=custom_getter)
 
 
 def past_shape(*, hparams, batch_size=None, sequence=None):

@@ -34,22 +34,20 @@ def clip(gradients, norm):
     return [gradient * scale for gradient in gradients]
 
 
-def adamw(loss, weights, learning_rate, weight_decay, clip_norm, accumulation):
+def adamw(gradients, weights, learning_rate, weight_decay, clip_norm, accumulation):
     """Builds the two halves of a step over `accumulation` batches.
 
     Args:
-      loss: float32 scalar, the mean loss of one batch.
+      gradients: of the mean loss of one batch, one of each weight, float32.
       weights: the variables to train.
       learning_rate: float32 scalar.
-      clip_norm: the largest global norm of the mean gradient; None does not clip.
+      clip_norm: the largest global norm of the mean gradient; a longer one is shortened.
 
     Returns:
-      The operation for every batch of a step but the last, which adds up gradients (None if
-      accumulation is 1), and the operation for the last, which moves the weights.
+      The operation for every batch of a step but the last, which adds up gradients, and the
+      operation for the last, which moves the weights.
     """
-    # Dense, as a sum over the vocabulary's rows is: wte is the output layer's matrix, too.
-    gradients = [tf.convert_to_tensor(gradient) for gradient in tf.gradients(loss, weights)]
-    add = None
+    add = tf.no_op()
     reset = []
     if accumulation > 1:
         sums = [beside(weight, 'sum') for weight in weights]
@@ -58,27 +56,32 @@ def adamw(loss, weights, learning_rate, weight_decay, clip_norm, accumulation):
                      for total, gradient in zip(sums, gradients)]
         with tf.control_dependencies(gradients):
             reset = [total.assign(tf.zeros_like(total)) for total in sums]
-    if clip_norm is not None:
-        gradients = clip(gradients, clip_norm)
+    gradients = clip(gradients, clip_norm)
 
     steps = state('steps', [], tf.float64)
     # In float64, as torch has it: 1 - 0.999**t loses digits in float32.
     t = steps + 1
-    correction_1 = tf.cast(1 - BETA_1 ** t, tf.float32)
-    correction_2 = tf.cast(tf.sqrt(1 - BETA_2 ** t), tf.float32)
-    with tf.control_dependencies(gradients + [correction_1, correction_2]):
-        updates = [move(*pair, learning_rate, weight_decay, correction_1, correction_2)
-                   for pair in zip(weights, gradients)] + reset
-        return add, tf.group(*updates, steps.assign(t))
+    correction_1 = 1 - BETA_1 ** t
+    correction_2 = tf.sqrt(1 - BETA_2 ** t)
+    # m / correction_1 / (sqrt(v) / correction_2 + epsilon), with both corrections taken out of it.
+    rate = learning_rate * tf.cast(correction_2 / correction_1, tf.float32)
+    epsilon = tf.cast(EPSILON * correction_2, tf.float32)
+    with tf.control_dependencies(gradients + [rate, epsilon]):
+        updates = [move(*pair, rate, epsilon, learning_rate * weight_decay)
+                   for pair in zip(weights, gradients)]
+        return add, tf.group(*updates, *reset, steps.assign(t))
 
 
-def move(weight, gradient, learning_rate, weight_decay, correction_1, correction_2):
-    """The operation that moves one weight against its gradient."""
-    m, v = beside(weight, 'm'), beside(weight, 'v')
-    new_m = BETA_1 * m + (1 - BETA_1) * gradient
-    new_v = BETA_2 * v + (1 - BETA_2) * tf.square(gradient)
-    move = new_m / correction_1 / (tf.sqrt(new_v) / correction_2 + EPSILON)
-    if is_decayed(weight):
-        move += weight_decay * weight
-    with tf.control_dependencies([move]):
-        return tf.group(m.assign(new_m), v.assign(new_v), weight.assign_sub(learning_rate * move))
+def move(weight, gradient, rate, epsilon, decay):
+    """The operation that moves one weight against its gradient: Adam, in one pass over all.
+
+    Args:
+      rate, epsilon: float32 scalars, bias corrected.
+      decay: float32 scalar, the share of a matrix that is taken away first.
+    """
+    decays = [weight.assign_sub(decay * weight)] if is_decayed(weight) else []
+    with tf.control_dependencies(decays):
+        return tf.raw_ops.ResourceApplyAdam(
+            var=weight.handle, m=beside(weight, 'm').handle, v=beside(weight, 'v').handle,
+            beta1_power=0.0, beta2_power=0.0,  # their corrections are in rate and epsilon
+            lr=rate, beta1=BETA_1, beta2=BETA_2, epsilon=epsilon, grad=gradient)

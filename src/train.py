@@ -2,232 +2,140 @@
 
 import collections
 import glob
-import hashlib
 import json
 import math
 import os
+import re
 import sys
+import types
 
 import numpy as np
 from tqdm import tqdm
 
 import checkpoint
 import cli
+import dataset
+import generation
 from checkpoint import END_OF_TEXT
 
-# The nodes of the training graph: token ids int32 [B, S + 1] and the rate go in; `add`, for every
-# batch of a step but the last, `step` for the last, the mean loss of the batch and the sum of its
-# losses, in nats, come out.
-Graph = collections.namedtuple('Graph', 'tokens learning_rate add step mean_loss total_loss')
+# The flags that decide what is learned. With --resume they must be as they were.
+SETTINGS = ('model_name', 'scratch', 'steps', 'batch_size', 'accumulation', 'seq_len',
+            'learning_rate', 'schedule', 'warmup', 'weight_decay', 'clip_norm', 'dropout',
+            'train_only', 'dtype', 'held_out', 'val_every', 'seed')
 
 
 def train(data: str, output: str = None, model_name='124M', scratch=False, resume=False,
           steps=1000, batch_size=4, accumulation=1, seq_len=None, learning_rate=1e-4,
-          weight_decay=0.01, clip_norm=1.0, held_out=0.1, val_every=100, seed=0,
+          schedule='cosine', warmup=None, weight_decay=0.01, clip_norm=1.0, dropout=0.0,
+          train_only='all', dtype='float32', recompute=False, xla=False, devices=None,
+          held_out=0.1, val_every=100, sample_length=100, keep_last=1, seed=0,
           models_dir='models'):
     """Trains a model on your own text, from a model's weights or from scratch.
 
     python3 src/train.py DATA --output NAME [flags]
 
-    Prints the loss on held-out text as training goes on, and keeps the weights that did best
-    there in MODELS_DIR/NAME, which the other scripts take as --model_name NAME. Ctrl-C ends
-    training early: it measures the loss once more and keeps the weights if they are the best.
+    Prints the loss on held-out text and a sample as training goes on, and keeps the weights that
+    did best there in MODELS_DIR/NAME, which the other scripts take as --model_name NAME. Ctrl-C
+    ends training early: it measures once more and keeps the weights if they are the best.
 
-    Beside the weights are metrics.jsonl, the measurements, and training/, from which --resume
-    goes on exactly where the last measurement left off, even after a crash. When you are done,
-    training/ can be removed.
+    Beside the weights are metrics.jsonl, the measurements, and training/, which TensorBoard reads,
+    and from which --resume goes on exactly where the last measurement left off, even after a crash.
+    When you are done, training/ can be removed.
 
-    DATA             a UTF-8 text file, or a folder whose .txt files are taken in order of name;
-                     documents within a file are separated by <|endoftext|>
+    DATA             a UTF-8 text file, with <|endoftext|> between documents if it has several; a
+                     .jsonl, each line an object with a "text"; a folder of such files; or a
+                     pattern, 'books/*.txt'. Its tokens are kept in a file beside it
     --output         name of the model to write; there must be none of that name yet, but with
-    --resume         which goes on with it; all other flags must be as they were
+    --resume         which goes on with it; all that decides what is learned must be as it was
     --model_name     the model to start from: 124M
     --scratch        take only its shape and vocabulary, and start from random weights
     --steps          number of steps, at least 1: 1000
     --batch_size     sequences at a time, at least 1: 4
     --accumulation   batches a step, whose mean gradient is taken, at least 1: 1
     --seq_len        tokens a sequence, 2 to the model's window; all of it if not given
-    --learning_rate  the highest: it rises over the first twentieth of the steps, then falls
-                     along a cosine to a tenth; above 0: 1e-4
+    --learning_rate  the highest, above 0: 1e-4
+    --schedule       of the rate after it has risen: cosine, which falls to a tenth, or constant:
+                     cosine
+    --warmup         steps in which the rate rises, at least 0; a twentieth of all if not given
     --weight_decay   of matrices and embeddings, times the rate, as in AdamW; at least 0: 0.01
     --clip_norm      largest norm of a step's gradient, above 0; a longer one is shortened: 1
+    --dropout        share of activations that are dropped, from 0 on, below 1: 0
+    --train_only     which weights: all; blocks, all but the embeddings and the last normalization;
+                     or a number, so many blocks from the end: all
+    --dtype          of the matrix products: float32, or bfloat16 where the hardware has it; the
+                     weights themselves are float32: float32
+    --recompute      compute each block twice, which takes a third longer, and much less memory
+    --xla            compile the step (TensorFlow 2)
+    --devices        number of GPUs, which share each batch; without GPUs, of parts of the CPU, to
+                     try this out; all GPUs if not given
     --held_out       share of the text, at its end, to measure the loss on: above 0, below 1: 0.1
     --val_every      steps between two measurements, at least 1: 100
-    --seed           of the batches and of random weights, at least 0: 0
+    --sample_length  tokens of the sample after each measurement; 0 makes none: 100
+    --keep_last      number of measurements, from the end, whose weights and optimizer state stay
+                     in training/, at least 1: 1
+    --seed           of the batches, dropout and random weights, at least 0: 0
     --models_dir     where the models are: models
     """
-    cli.check_int('steps', steps, 1)
-    cli.check_int('batch_size', batch_size, 1)
-    cli.check_int('accumulation', accumulation, 1)
-    cli.check_number('learning_rate', learning_rate, lambda value: value > 0, 'above 0')
-    cli.check_number('weight_decay', weight_decay, lambda value: value >= 0, 'of at least 0')
-    cli.check_number('clip_norm', clip_norm, lambda value: value > 0, 'above 0')
-    cli.check_number('held_out', held_out, lambda value: 0 < value < 1, 'above 0 and below 1')
-    cli.check_int('val_every', val_every, 1)
-    cli.check_int('seed', seed, 0, 2**31 - 1)
+    flags = types.SimpleNamespace(**locals())
+    check_flags(flags)
     start = checkpoint.open_model(model_name, models_dir, weights=not scratch)
-    seq_len = start.hparams.n_ctx if seq_len is None else seq_len
-    cli.check_int('seq_len', seq_len, 2, start.hparams.n_ctx)
+    fit_to_model(flags, start.hparams)
     directory = output_directory(output, models_dir, resume)
-
-    train_text, held_out_text = split(read_text(data), held_out)
-    train_tokens = encode_documents(start.encoder, train_text)
-    held_out_tokens = encode_documents(start.encoder, held_out_text)
-    held_out_bytes = len(held_out_text.replace(END_OF_TEXT, '').encode('utf-8'))
-    if len(train_tokens) <= seq_len or not held_out_bytes:
+    texts = dataset.open_dataset(data, start)
+    lengths = dataset.byte_lengths(start.encoder)
+    tokens, rest = dataset.split(texts.tokens, lengths, held_out)
+    held_out = HeldOut(rest, int(lengths[rest[1:]].sum()))
+    if len(tokens) <= flags.seq_len or not held_out.n_bytes:
         raise cli.UserError('%s is too short: %d tokens to train on, for sequences of %d; give '
                             'more text, or a smaller --seq_len'
-                            % (data, len(train_tokens), seq_len))
-    settings = {'text': fingerprint(train_tokens, held_out_tokens), 'model_name': model_name,
-                'scratch': scratch, 'steps': steps, 'batch_size': batch_size,
-                'accumulation': accumulation, 'seq_len': seq_len, 'learning_rate': learning_rate,
-                'weight_decay': weight_decay, 'clip_norm': clip_norm, 'held_out': held_out,
-                'val_every': val_every, 'seed': seed}
+                            % (data, len(tokens), flags.seq_len))
+    settings = dict({name: getattr(flags, name) for name in SETTINGS}, text=texts.key)
     progress = read_progress(directory, settings) if resume else Progress(0, None)
     make_directory(directory)
     trim_metrics(directory, progress.step)
-
-    tf = cli.import_tensorflow()
-    tf.set_random_seed(seed)
-    graph = build_graph(start.hparams, weight_decay, clip_norm, accumulation)
-    saver = tf.train.Saver(checkpoint.model_weights(), max_to_keep=None)
-    everything = tf.train.Saver(tf.global_variables(), max_to_keep=None)
-    done, best, losses = progress.step, progress.best, []
-
-    def measure():
-        """Measures the held-out loss, tells it, and keeps the weights if they are the best."""
-        nonlocal losses, best
-        nats = held_out_loss(session, graph, held_out_tokens, batch_size, seq_len)
-        if not math.isfinite(nats):
-            raise diverged(done, nats)
-        bits = nats * (len(held_out_tokens) - 1) / held_out_bytes / math.log(2)
-        kept = best is None or nats < best
-        if kept:
-            best = nats
-            checkpoint.save(session, saver, directory, start.directory)
-        loss = float(np.mean(losses))
-        append_metrics(directory, {'step': done, 'training_loss': loss, 'held_out_loss': nats,
-                                   'bits_per_byte': bits, 'kept': kept})
-        tqdm.write('step %d: training loss %.4f, held-out loss %.4f nats per token, %.4f bits per '
-                   'byte%s' % (done, loss, nats, bits, ', kept' if kept else ''))
-        sys.stdout.flush()
-        losses = []
-
-    with tf.Session() as session:
-        if done:
-            everything.restore(session, os.path.join(directory, 'training', 'step-%d' % done))
-        else:
-            initialize(session, start, scratch)
-        try:
-            with tqdm(total=steps, initial=done, unit='step', disable=None) as bar:
-                while done < steps:
-                    rate = learning_rate * schedule((done + 1) / steps)
-                    batches = [random_batch(train_tokens, batch_size, seq_len, seed, number)
-                               for number in range(done * accumulation, (done + 1) * accumulation)]
-                    loss = run_step(session, graph, batches, rate)
-                    if not math.isfinite(loss):
-                        raise diverged(done + 1, loss)
-                    losses.append(loss)
-                    done += 1
-                    bar.set_postfix(loss='%.3f' % loss, refresh=False)
-                    bar.update()
-                    if done % val_every == 0 or done == steps:
-                        measure()
-                        write_progress(session, everything, directory, Progress(done, best),
-                                       settings)
-        except KeyboardInterrupt:
-            if losses:
-                measure()
-            raise
-
-
-def run_step(session, graph, batches, rate):
-    """Runs one step over batches, int32 [B, S + 1] each, and returns their mean loss."""
-    feeds = [{graph.tokens: batch, graph.learning_rate: rate} for batch in batches]
-    losses = [session.run([graph.mean_loss, graph.add], feed)[0] for feed in feeds[:-1]]
-    losses.append(session.run([graph.mean_loss, graph.step], feeds[-1])[0])
-    return float(np.mean(losses))
-
-
-def diverged(step, loss):
-    """Returns the error that a loss which is no number is told with."""
-    return cli.UserError('training diverged at step %d: the loss is %s; try a lower '
-                         '--learning_rate' % (step, loss))
-
-
-# What --resume goes on from. training/progress.json names the step whose weights and optimizer
-# state are whole; it is replaced last. All after that step is done again, with the same result.
-
-# The steps done, and the lowest held-out loss up to there, in nats per token (None: no loss yet).
-Progress = collections.namedtuple('Progress', 'step best')
-
-
-def fingerprint(*tokens):
-    """Returns a checksum of arrays of tokens."""
-    return hashlib.sha256(b'|'.join(array.astype('<i4').tobytes() for array in tokens)).hexdigest()
-
-
-def read_progress(directory, settings):
-    """Returns the Progress of an earlier run; that of none if it wrote nothing yet.
-
-    Raises:
-      UserError: it had other settings, or its progress is not there to read.
-    """
-    path = os.path.join(directory, 'training', 'progress.json')
+    trainer = Trainer(flags, start, directory, settings)
+    trainer.begin(progress)
     try:
-        with open(path, encoding='utf-8') as file:
-            stored = json.load(file)
-        progress, before = Progress(stored['step'], stored['best']), stored['settings']
-    except FileNotFoundError:
-        if os.path.exists(os.path.join(directory, 'checkpoint')) and not os.path.exists(
-                os.path.join(directory, 'metrics.jsonl')):
-            raise cli.UserError('%s holds a model that was not trained here; give another --output'
-                                % directory)
-        return Progress(0, None)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise cli.UserError('%s cannot be read; train anew with another --output' % path)
-    different = ['--%s %s (it was %s)' % (name, settings[name], before.get(name))
-                 for name in settings if name != 'text' and settings[name] != before.get(name)]
-    if before.get('text') != settings['text']:
-        different.insert(0, 'another text')
-    if different:
-        raise cli.UserError('%s was trained with other settings; now there is %s'
-                            % (directory, ', '.join(different)))
-    return progress
+        trainer.run(tokens, held_out)
+    except KeyboardInterrupt:
+        if trainer.losses:
+            trainer.measure(held_out)
+        raise
 
 
-def write_progress(session, saver, directory, progress, settings):
-    """Saves all variables, then names them in progress.json, then removes those named before."""
-    folder = os.path.join(directory, 'training')
-    os.makedirs(folder, exist_ok=True)
-    name = 'step-%d' % progress.step
-    saver.save(session, os.path.join(folder, name), write_state=False, write_meta_graph=False)
-    path = os.path.join(folder, 'progress.json')
-    with open(path + '.partial', 'w', encoding='utf-8') as file:
-        json.dump(dict(progress._asdict(), settings=settings), file)
-    os.replace(path + '.partial', path)
-    for other in glob.glob(os.path.join(glob.escape(folder), 'step-*')):
-        if not os.path.basename(other).startswith(name + '.'):
-            os.remove(other)
+# Flags
+
+def check_flags(flags):
+    """Raises UsageError unless the flags make sense, and UserError if they cannot be had here."""
+    for name in ('steps', 'batch_size', 'accumulation', 'val_every', 'keep_last'):
+        cli.check_int(name, getattr(flags, name), 1)
+    for name in ('seed', 'sample_length'):
+        cli.check_int(name, getattr(flags, name), 0)
+    for name in ('learning_rate', 'clip_norm'):
+        cli.check_number(name, getattr(flags, name), lambda value: value > 0, 'above 0')
+    cli.check_number('weight_decay', flags.weight_decay, lambda value: value >= 0, 'of at least 0')
+    cli.check_number('dropout', flags.dropout, lambda value: 0 <= value < 1, 'from 0 on, below 1')
+    cli.check_number('held_out', flags.held_out, lambda value: 0 < value < 1, 'above 0, below 1')
+    cli.check_choice('schedule', flags.schedule, ('cosine', 'constant'))
+    cli.check_choice('dtype', flags.dtype, ('float32', 'bfloat16'))
+    flags.warmup = flags.steps // 20 if flags.warmup is None else flags.warmup
+    cli.check_int('warmup', flags.warmup, 0)
+    if flags.devices is not None:
+        cli.check_int('devices', flags.devices, 1)
+        if flags.batch_size % flags.devices:
+            raise cli.UsageError('--batch_size must be a multiple of --devices, %d, not %d'
+                                 % (flags.devices, flags.batch_size))
+    if not re.fullmatch(r'all|blocks|[1-9]\d*', flags.train_only):
+        raise cli.UsageError('--train_only must be all, blocks or a number of blocks, not %r'
+                             % flags.train_only)
 
 
-def append_metrics(directory, line):
-    """Adds a line to metrics.jsonl."""
-    with open(os.path.join(directory, 'metrics.jsonl'), 'a', encoding='utf-8') as file:
-        file.write(json.dumps(line) + '\n')
-
-
-def trim_metrics(directory, step):
-    """Leaves the whole lines of metrics.jsonl up to a step, and makes the file if there is none."""
-    path = os.path.join(directory, 'metrics.jsonl')
-    lines = []
-    if os.path.exists(path):
-        with open(path, encoding='utf-8') as file:
-            whole = [line for line in file if line.endswith('\n')]
-        lines = [line for line in whole if json.loads(line)['step'] <= step]
-    with open(path + '.partial', 'w', encoding='utf-8') as file:
-        file.writelines(lines)
-    os.replace(path + '.partial', path)
+def fit_to_model(flags, hparams):
+    """Fills in the default of --seq_len. Raises UsageError: the model is smaller than the flags."""
+    flags.seq_len = hparams.n_ctx if flags.seq_len is None else flags.seq_len
+    cli.check_int('seq_len', flags.seq_len, 2, hparams.n_ctx)
+    if flags.train_only.isdigit():
+        cli.check_int('train_only', int(flags.train_only), 1, hparams.n_layer)
 
 
 def output_directory(name, models_dir, resume):
@@ -251,68 +159,175 @@ def output_directory(name, models_dir, resume):
 def make_directory(directory):
     """Makes the directory of the model to write before hours go into it. Raises UserError."""
     try:
-        os.makedirs(directory, exist_ok=True)
+        os.makedirs(os.path.join(directory, 'training'), exist_ok=True)
     except OSError as error:
         raise cli.UserError('%s cannot be made: %s' % (directory, error.strerror))
 
 
-def read_text(path):
-    """Returns the text of a file, or of all .txt files of a folder as separate documents.
+# The loop
+
+class Trainer:
+    """A training under way: a graph, its session, and the files that are written.
+
+    done: the number of steps done.
+    """
+
+    def __init__(self, flags, start, directory, settings):
+        """Builds the graph.
+
+        Args:
+          flags: of `train`.
+          start: the checkpoint.Model to start from.
+          directory: of the model to write.
+          settings: a dict, which --resume compares.
+
+        Raises:
+          UserError: this machine cannot do what the flags ask for.
+        """
+        tf = cli.import_tensorflow()
+        devices = choose_devices(flags)
+        import learning
+        import sample
+        tf.set_random_seed(flags.seed)
+        self.flags, self.start, self.directory, self.settings = flags, start, directory, settings
+        self.graph = learning.build_graph(start.hparams, flags, devices)
+        self.weights = tf.train.Saver(checkpoint.model_weights(), max_to_keep=None)
+        self.everything = tf.train.Saver(tf.global_variables(), max_to_keep=None)
+        self.session = tf.Session(config=tf.ConfigProto(
+            allow_soft_placement=True, device_count={'CPU': len(devices)}))
+        self.events = tf.summary.FileWriter(os.path.join(directory, 'training'))
+        self.end = start.encoder.encoder[END_OF_TEXT]
+        self.sampler = sample.Sampler(self.session, start.hparams, stop_token=self.end,
+                                      top_k=min(40, start.hparams.n_vocab))
+
+    def begin(self, progress):
+        """Gives the weights and the optimizer the values to start from, or to go on from."""
+        tf = cli.import_tensorflow()
+        self.done, self.best, self.losses = progress.step, progress.best, []
+        if self.done:
+            self.everything.restore(self.session, state_path(self.directory, self.done))
+        else:
+            initialize(self.session, self.start, self.flags.scratch)
+        # TensorBoard forgets what it was told of later steps, which are done again.
+        self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.done + 1)
+
+    def run(self, tokens, held_out):
+        """Does all steps that are left, with a progress bar on stderr if that is a terminal.
+
+        Args:
+          tokens: to learn from, int [n].
+          held_out: the HeldOut.
+        """
+        flags = self.flags
+        n_tokens = flags.batch_size * flags.accumulation * flags.seq_len
+        with tqdm(total=flags.steps * n_tokens, initial=self.done * n_tokens, unit='token',
+                  unit_scale=True, disable=None) as bar:
+            while self.done < flags.steps:
+                loss, rate = self.step(tokens)
+                self.log(loss=loss, learning_rate=rate)
+                bar.set_description('step %d of %d' % (self.done, flags.steps), refresh=False)
+                bar.set_postfix(loss='%.3f' % loss, refresh=False)
+                bar.update(n_tokens)
+                if self.done % flags.val_every == 0 or self.done == flags.steps:
+                    self.measure(held_out)
+
+    def step(self, tokens):
+        """Does one step. Returns its mean loss and its learning rate. Raises UserError."""
+        flags = self.flags
+        rate = flags.learning_rate * schedule(self.done + 1, flags)
+        first = self.done * flags.accumulation
+        batches = [(random_batch(tokens, flags, number), batch_noise(flags.seed, number))
+                   for number in range(first, first + flags.accumulation)]
+        loss = run_step(self.session, self.graph, batches, rate)
+        if not math.isfinite(loss):
+            raise diverged(self.done + 1, loss)
+        self.losses.append(loss)
+        self.done += 1
+        return loss, rate
+
+    def measure(self, held_out):
+        """Measures the held-out loss, tells it, shows a sample, and saves.
+
+        Raises:
+          UserError: the loss is no number, or the disk is full.
+        """
+        nats = held_out_loss(self.session, self.graph, held_out.tokens, self.flags)
+        if not math.isfinite(nats):
+            raise diverged(self.done, nats)
+        bits = nats * (len(held_out.tokens) - 1) / held_out.n_bytes / math.log(2)
+        kept = self.best is None or nats < self.best
+        if kept:
+            self.best = nats
+            checkpoint.save(self.session, self.weights, self.directory, self.start.directory)
+        loss = float(np.mean(self.losses))
+        append_metrics(self.directory, {
+            'step': self.done, 'training_loss': loss, 'held_out_loss': nats,
+            'bits_per_byte': bits, 'kept': kept})
+        self.log(held_out_loss=nats, bits_per_byte=bits)
+        self.events.flush()
+        self.tell('step %d: training loss %.4f, held-out loss %.4f nats per token, %.4f bits per '
+                  'byte%s' % (self.done, loss, nats, bits, ', kept' if kept else ''))
+        if self.flags.sample_length:
+            self.tell('=' * 40 + ' STEP %d ' % self.done + '=' * 40 + '\n' + self.sample())
+        write_progress(self.session, self.everything, self.directory,
+                       Progress(self.done, self.best), self.settings, self.flags.keep_last)
+        self.losses = []
+
+    def sample(self):
+        """Returns a text that the model makes up now, drawn from the 40 likeliest tokens each."""
+        length = min(self.flags.sample_length, self.start.hparams.n_ctx)
+        made = np.concatenate(list(generation.generate(
+            self.sampler, [[self.end]], [self.done], seed=self.flags.seed, length=length)), axis=1)
+        return self.start.encoder.decode([token for token in made[0] if token != self.end])
+
+    def log(self, **scalars):
+        """Hands scalars to TensorBoard."""
+        tf = cli.import_tensorflow()
+        self.events.add_summary(tf.Summary(value=[
+            tf.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]),
+            self.done)
+
+    @staticmethod
+    def tell(text):
+        """Prints a text above the progress bar."""
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
+def choose_devices(flags):
+    """Returns the names of the devices that share a batch.
 
     Raises:
-      UserError: there is no such file, or it is not UTF-8.
+      UserError: there are not as many, or what the flags ask for cannot be had on them.
     """
-    paths = sorted(glob.glob(os.path.join(glob.escape(path), '*.txt'))) or [path]
-    texts = []
-    for path in paths:
-        try:
-            with open(path, encoding='utf-8', newline='') as file:
-                texts.append(file.read())
-        except OSError as error:
-            raise cli.UserError('%s: %s; give a text file, or a folder of .txt files'
-                                % (path, error.strerror))
-        except UnicodeDecodeError as error:
-            raise cli.UserError('%s is not UTF-8 text: byte %d; convert it first'
-                                % (path, error.start))
-    return END_OF_TEXT.join(texts)
-
-
-def split(text, held_out):
-    """Splits a text in two, the second with that share of its bytes and no character cut."""
-    data = text.encode('utf-8')
-    first = data[:int(len(data) * (1 - held_out))].decode('utf-8', 'ignore')
-    return first, text[len(first):]
-
-
-def encode_documents(encoder, text):
-    """Returns the tokens of a text, int32 [n], with <|endoftext|> before each document."""
-    tokens = []
-    for document in text.split(END_OF_TEXT):
-        tokens.append(encoder.encoder[END_OF_TEXT])
-        tokens += encoder.encode(document)
-    return np.array(tokens, dtype=np.int32)
-
-
-def random_batch(tokens, batch_size, seq_len, seed, number):
-    """Returns batch `number` of a run, int32 [B, S + 1]: stretches from random places."""
-    random = np.random.default_rng([seed, number])
-    starts = random.integers(len(tokens) - seq_len, size=batch_size)
-    return np.stack([tokens[start:start + seq_len + 1] for start in starts])
-
-
-def build_graph(hparams, weight_decay, clip_norm, accumulation):
-    """Builds the training graph of a model: cross entropy and AdamW."""
     tf = cli.import_tensorflow()
-    import model
-    import optimizer
-    tokens = tf.placeholder(tf.int32, [None, None])
-    learning_rate = tf.placeholder(tf.float32, [])
-    logits = model.model(hparams, tokens[:, :-1])['logits']
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tokens[:, 1:], logits=logits)
-    mean_loss = tf.reduce_mean(losses)
-    add, step = optimizer.adamw(mean_loss, checkpoint.model_weights(), learning_rate, weight_decay,
-                                clip_norm, accumulation)
-    return Graph(tokens, learning_rate, add or tf.no_op(), step, mean_loss, tf.reduce_sum(losses))
+    gpus = tf.config.experimental.list_physical_devices('GPU')
+    n = flags.devices or len(gpus) or 1
+    if gpus and n > len(gpus):
+        raise cli.UserError('there are %d GPUs, not %d; give a smaller --devices' % (len(gpus), n))
+    if flags.batch_size % n:
+        raise cli.UsageError('--batch_size must be a multiple of the number of GPUs, %d, not %d; '
+                             'or give --devices 1' % (n, flags.batch_size))
+    is_tensorflow_1 = tf.__version__.startswith('1.')
+    if flags.xla and is_tensorflow_1:
+        raise cli.UserError('--xla needs TensorFlow 2, and this is %s' % tf.__version__)
+    if flags.dtype == 'bfloat16' and (is_tensorflow_1 or not has_bfloat16(gpus)):
+        raise cli.UserError('--dtype bfloat16 needs TensorFlow 2 and a GPU or a processor that '
+                            'computes in it, which is not here; leave it out')
+    return ['/%s:%d' % ('gpu' if gpus else 'cpu', number) for number in range(n)]
+
+
+def has_bfloat16(gpus):
+    """Says whether GPUs, or without any this processor, have matrix products in bfloat16."""
+    tf = cli.import_tensorflow()
+    if gpus:
+        return all(tf.config.experimental.get_device_details(gpu).get('compute_capability', (0,))
+                   >= (8, 0) for gpu in gpus)  # NVIDIA's from Ampere on
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            return re.search(r'\b(avx512_bf16|amx_bf16)\b', file.read()) is not None
+    except OSError:
+        return False
 
 
 def initialize(session, start, scratch):
@@ -325,23 +340,138 @@ def initialize(session, start, scratch):
         checkpoint.restore(session, start.directory)
 
 
-def schedule(progress):
-    """Returns the learning rate of a step relative to the highest, progress above 0, at most 1."""
-    if progress < 0.05:
-        return progress / 0.05
-    return 0.55 + 0.45 * math.cos(math.pi * (progress - 0.05) / 0.95)
+def run_step(session, graph, batches, rate):
+    """Runs one step over batches, pairs of tokens [B, S + 1] and noise; returns their mean loss."""
+    feeds = [{graph.tokens: tokens, graph.noise: noise, graph.learning_rate: rate}
+             for tokens, noise in batches]
+    losses = [session.run([graph.mean_loss, graph.add], feed)[0] for feed in feeds[:-1]]
+    losses.append(session.run([graph.mean_loss, graph.step], feeds[-1])[0])
+    return float(np.mean(losses))
 
 
-def held_out_loss(session, graph, tokens, batch_size, seq_len):
+def schedule(step, flags):
+    """Returns the learning rate of a step, counted from 1, relative to the highest."""
+    if step <= flags.warmup:
+        return step / flags.warmup
+    if flags.schedule == 'constant':
+        return 1
+    share = (step - flags.warmup) / (flags.steps - flags.warmup)
+    return 0.55 + 0.45 * math.cos(math.pi * share)
+
+
+def random_batch(tokens, flags, number):
+    """Returns batch `number` of a run, int32 [B, S + 1]: stretches from random places."""
+    random = np.random.default_rng([flags.seed, number])
+    starts = random.integers(len(tokens) - flags.seq_len, size=flags.batch_size)
+    return np.array([tokens[start:start + flags.seq_len + 1] for start in starts], np.int32)
+
+
+def batch_noise(seed, number):
+    """Returns what decides dropout in batch `number` of a run, an int of 31 bits."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
+
+
+# Held-out text: its tokens, and the bytes of all of them but the first.
+HeldOut = collections.namedtuple('HeldOut', 'tokens n_bytes')
+
+
+def held_out_loss(session, graph, tokens, flags):
     """Returns the mean loss of all tokens but the first, in nats.
 
     The tokens are read in stretches of seq_len, so one has half as many before it on average.
     """
-    stretches = [tokens[i:i + seq_len + 1] for i in range(0, len(tokens) - 1, seq_len)]
+    stretches = [tokens[i:i + flags.seq_len + 1]
+                 for i in range(0, len(tokens) - 1, flags.seq_len)]
     *whole, last = stretches
-    batches = [whole[i:i + batch_size] for i in range(0, len(whole), batch_size)] + [[last]]
-    total = sum(session.run(graph.total_loss, {graph.tokens: batch}) for batch in batches)
+    batches = [whole[i:i + flags.batch_size] for i in range(0, len(whole), flags.batch_size)]
+    total = sum(session.run(graph.total_loss, {graph.tokens: batch})
+                for batch in batches + [[last]])
     return float(total / (len(tokens) - 1))
+
+
+def diverged(step, loss):
+    """Returns the error that a loss which is no number is told with."""
+    return cli.UserError('training diverged at step %d: the loss is %s; try a lower '
+                         '--learning_rate' % (step, loss))
+
+
+# What --resume goes on from. training/progress.json names the step whose weights and optimizer
+# state are whole; it is replaced last. All after that step is done again, with the same result.
+
+# The steps done, and the lowest held-out loss up to there, in nats per token (None: no loss yet).
+Progress = collections.namedtuple('Progress', 'step best')
+
+
+def state_path(directory, step):
+    """Returns the path, without its endings, of all variables as they were after a step."""
+    return os.path.join(directory, 'training', 'step-%d' % step)
+
+
+def read_progress(directory, settings):
+    """Returns the Progress of an earlier run; that of none if it wrote nothing yet.
+
+    Raises:
+      UserError: it had other settings, or its progress is not there to read.
+    """
+    path = os.path.join(directory, 'training', 'progress.json')
+    try:
+        with open(path, encoding='utf-8') as file:
+            stored = json.load(file)
+        progress, before = Progress(stored['step'], stored['best']), stored['settings']
+    except FileNotFoundError:
+        if os.path.exists(os.path.join(directory, 'checkpoint')) and not os.path.exists(
+                os.path.join(directory, 'metrics.jsonl')):
+            raise cli.UserError('%s holds a model that was not trained here; give another --output'
+                                % directory)
+        return Progress(0, None)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise cli.UserError('%s cannot be read; train anew with another --output' % path)
+    different = ['--%s %s (it was %s)' % (name, settings[name], before.get(name))
+                 for name in SETTINGS if settings[name] != before.get(name)]
+    if before.get('text') != settings['text']:
+        different.insert(0, 'another text')
+    if different:
+        raise cli.UserError('%s was trained with other settings; now there is %s'
+                            % (directory, ', '.join(different)))
+    return progress
+
+
+def write_progress(session, saver, directory, progress, settings, keep_last):
+    """Saves all variables, then names them in progress.json, then removes the oldest ones."""
+    folder = os.path.join(directory, 'training')
+    saver.save(session, state_path(directory, progress.step), write_state=False,
+               write_meta_graph=False)
+    path = os.path.join(folder, 'progress.json')
+    with open(path + '.partial', 'w', encoding='utf-8') as file:
+        json.dump(dict(progress._asdict(), settings=settings), file)
+    os.replace(path + '.partial', path)
+    checkpoint.write_state(folder, 'step-%d' % progress.step)
+    files = collections.defaultdict(list)  # by step
+    for other in glob.glob(os.path.join(glob.escape(folder), 'step-*')):
+        files[int(re.search(r'step-(\d+)', os.path.basename(other)).group(1))].append(other)
+    for step in sorted(files):
+        if step > progress.step or step not in sorted(files)[-keep_last:]:
+            for other in files[step]:
+                os.remove(other)
+
+
+def append_metrics(directory, line):
+    """Adds a line to metrics.jsonl."""
+    with open(os.path.join(directory, 'metrics.jsonl'), 'a', encoding='utf-8') as file:
+        file.write(json.dumps(line) + '\n')
+
+
+def trim_metrics(directory, step):
+    """Leaves the whole lines of metrics.jsonl up to a step, and makes the file if there is none."""
+    path = os.path.join(directory, 'metrics.jsonl')
+    lines = []
+    if os.path.exists(path):
+        with open(path, encoding='utf-8') as file:
+            whole = [line for line in file if line.endswith('\n')]
+        lines = [line for line in whole if json.loads(line)['step'] <= step]
+    with open(path + '.partial', 'w', encoding='utf-8') as file:
+        file.writelines(lines)
+    os.replace(path + '.partial', path)
 
 
 if __name__ == '__main__':

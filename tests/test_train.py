@@ -2,14 +2,17 @@
 
 The losses and the first step are held to the float64 reference.
 """
+import inspect
 import json
 import re
 import shutil
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as real_tf
 
 import checkpoint
 import cli
@@ -50,21 +53,26 @@ def write(path, text):
     return path
 
 
-def split(text, held_out):
-    """The two parts of a text, as --help says: a share of it, at its end, is held out."""
-    data = text.encode('utf-8')
-    place = int(len(data) * (1 - held_out))
-    while place < len(data) and data[place] & 0xc0 == 0x80:  # in the midst of a character
-        place -= 1
-    return data[:place].decode('utf-8'), data[place:].decode('utf-8')
-
-
 def tokens_of(tiny, text):
     """The tokens of a text, with <|endoftext|> before each document."""
     tokens = []
     for document in text.split(END):
         tokens += [256] + tiny.encode(document)
     return tokens
+
+
+def held_out_tokens(tiny, text, held_out):
+    """The last tokens, which stand for a share of the text's bytes; each but END is a byte."""
+    tokens = tokens_of(tiny, text)
+    n_bytes = len(tokens) - tokens.count(256)
+    wanted = int(n_bytes * held_out)
+    place = len(tokens)
+    while wanted:
+        place -= 1
+        wanted -= tokens[place] != 256
+    while tokens[place - 1] == 256:  # it counts for nothing, and goes with what follows
+        place -= 1
+    return tokens[place:]
 
 
 def total_loss(weights, hparams, tokens):
@@ -75,11 +83,10 @@ def total_loss(weights, hparams, tokens):
 
 def expected_losses(tiny, weights, text, held_out, seq_len):
     """The loss on the held-out part in nats per token and in bits per byte, by the reference."""
-    rest = split(text, held_out)[1]
-    tokens = tokens_of(tiny, rest)
+    tokens = held_out_tokens(tiny, text, held_out)
     total = sum(total_loss(weights, tiny.hparams, tokens[i:i + seq_len + 1])
                 for i in range(0, len(tokens) - 1, seq_len))
-    n_bytes = len(rest.replace(END, '').encode('utf-8'))
+    n_bytes = len(tokens[1:]) - tokens[1:].count(256)
     return total / (len(tokens) - 1), total / n_bytes / np.log(2)
 
 
@@ -105,7 +112,7 @@ def test_from_scratch_on_a_folder(command, tf, tiny, models, saved, tmp_path, ca
     status, stdout, stderr = command(
         'train.py', books, '--output', 'mine', '--model_name', 'tiny', '--models_dir', models,
         '--scratch', '--steps', 60, '--val_every', 25, '--batch_size', 4, '--seq_len', 16,
-        '--learning_rate', 0.02, '--held_out', 0.3, '--seed', 3).run()
+        '--learning_rate', 0.02, '--held_out', 0.3, '--seed', 3, '--sample_length', 0).run()
     assert (status, stderr) == (0, '')
     lines = read_lines(stdout)
     assert [step for step, *_ in lines] == [25, 50, 60]
@@ -119,7 +126,7 @@ def test_from_scratch_on_a_folder(command, tf, tiny, models, saved, tmp_path, ca
     nats, bits = expected_losses(tiny, weights, text, held_out=0.3, seq_len=16)
     assert best[2] == pytest.approx(nats, abs=2e-4)
     assert best[3] == pytest.approx(bits, abs=3e-4)
-    assert END in split(text, 0.3)[1] and nats < np.log(257)
+    assert 256 in held_out_tokens(tiny, text, 0.3) and nats < np.log(257)
 
     assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
     metrics = [json.loads(line) for line in (models / 'mine' / 'metrics.jsonl').open()]
@@ -151,7 +158,7 @@ def test_one_step_of_fine_tuning_is_one_step_of_adam(command, tiny, models, save
     status, stdout, stderr = command(
         'train.py', write(tmp_path / 'text', text), '--output=mine', '--model_name=tiny',
         '--models_dir', models, '--steps=1', '--batch_size=3', '--seq_len=16', '--held_out=0.2',
-        '--learning_rate=0.01', '--weight_decay=0').run()
+        '--learning_rate=0.01', '--weight_decay=0', '--sample_length=0').run()
     assert (status, stderr) == (0, '')
     (step, loss, nats, bits, kept), = read_lines(stdout)
     assert (step, kept) == (1, True)
@@ -182,8 +189,9 @@ def test_one_step_of_fine_tuning_is_one_step_of_adam(command, tiny, models, save
 def test_ctrl_c_keeps_what_was_learned(command, tiny, models, saved, tmp_path):
     screen = command(
         'train.py', write(tmp_path / 'text.txt', BOOK), '--output', 'mine', '--model_name', 'tiny',
-        '--models_dir', models, '--steps', 1000000, '--val_every', 1000000, '--seq_len', 16).spawn()
-    screen.expect(r'\b[2-9]\d*/1000000')  # the bar that tells of the steps
+        '--models_dir', models, '--steps', 1000000, '--val_every', 1000000, '--seq_len', 16,
+        '--sample_length', 0).spawn()
+    screen.expect(r'step [2-9]\d* of 1000000')  # the bar that tells of the steps
     screen.sendintr()
     screen.expect(LINE.pattern)
     step, _, nats, _, kept = screen.match.groups()
@@ -194,8 +202,7 @@ def test_ctrl_c_keeps_what_was_learned(command, tiny, models, saved, tmp_path):
     assert int(step) >= 2 and kept
     expected, _ = expected_losses(tiny, saved(models / 'mine'), BOOK, held_out=0.1, seq_len=16)
     assert float(nats) == pytest.approx(expected, abs=2e-4)
-    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == sorted(
-        OFFICIAL_FILES + ['metrics.jsonl'])
+    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
 
 
 def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
@@ -203,7 +210,8 @@ def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
     text = 'a' * 900 + 'b' * 100
     with tf.Graph().as_default():
         train.train(str(write(tmp_path / 'text', text)), 'mine', model_name='tiny', steps=5,
-                    models_dir=str(models), seq_len=8, learning_rate=0.05, val_every=1)
+                    models_dir=str(models), seq_len=8, learning_rate=0.05, val_every=1,
+                    sample_length=0)
     lines = read_lines(capsys.readouterr().out)
     losses = [nats for _, _, nats, _, _ in lines]
     assert losses == sorted(losses) and losses[0] < losses[4] - 1
@@ -218,7 +226,8 @@ def test_fresh_weights(tf, tiny, models, saved, capsys, tmp_path):
     for seed, output in [(0, 'a'), (0, 'b'), (1, 'c')]:
         with tf.Graph().as_default():
             train.train(str(data), output, model_name='tiny', models_dir=str(models), scratch=True,
-                        steps=1, seq_len=8, batch_size=1, learning_rate=1e-30, seed=seed)
+                        steps=1, seq_len=8, batch_size=1, learning_rate=1e-30, seed=seed,
+                        sample_length=0)
     (_, loss, _, _, _), *_ = read_lines(capsys.readouterr().out)
     assert loss == pytest.approx(np.log(257), abs=0.1)  # it knows nothing
     weights, again, other = [saved(models / output) for output in 'abc']
@@ -242,7 +251,7 @@ def test_fresh_weights(tf, tiny, models, saved, capsys, tmp_path):
 # ---- the optimizer, and going on ---------------------------------------------------------------
 
 
-def torch_losses(models, batches, accumulation):
+def torch_losses(models, batches, flags):
     """The losses of a torch loop over transformers' GPT-2 on these batches."""
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
@@ -260,13 +269,12 @@ def torch_losses(models, batches, accumulation):
         parameter.data = torch.from_numpy(value.copy()).reshape(parameter.shape)
     matrices = [p for p in parameters.values() if p.dim() == 2]
     vectors = [p for p in parameters.values() if p.dim() == 1]
-    adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': 0.1},
+    adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': flags.weight_decay},
                                {'params': vectors, 'weight_decay': 0.0}])
-    losses = []
+    losses, accumulation = [], flags.accumulation
     for i in range(0, len(batches), accumulation):
-        step = i // accumulation + 1
         for group in adamw.param_groups:
-            group['lr'] = 0.01 * train.schedule(step / (len(batches) // accumulation))
+            group['lr'] = flags.learning_rate * train.schedule(i // accumulation + 1, flags)
         adamw.zero_grad()
         parts = []
         for batch in batches[i:i + accumulation]:
@@ -281,19 +289,226 @@ def torch_losses(models, batches, accumulation):
     return losses
 
 
-@pytest.mark.parametrize('accumulation', [1, 4])
-def test_twenty_steps_are_those_of_torch(tf, tiny, models, accumulation):
-    tokens = np.array(tiny.encode(BOOK), np.int32)
-    batches = [train.random_batch(tokens, 2, 16, 5, i) for i in range(20 * accumulation)]
-    expected = torch_losses(models, batches, accumulation)
+def flags_of(**changes):
+    """The flags that a training graph and its steps depend on."""
+    defaults = {name: parameter.default
+                for name, parameter in inspect.signature(train.train).parameters.items()}
+    flags = types.SimpleNamespace(**dict(defaults, data='text', **changes))
+    train.check_flags(flags)
+    return flags
+
+
+def our_losses(tf, models, batches, flags, devices=('',), session_config=None):
+    """The losses of our steps on these batches, as `train.train` does them."""
+    import learning
     start = checkpoint.open_model('tiny', str(models))
-    with tf.Graph().as_default(), tf.Session() as session:
-        graph = train.build_graph(start.hparams, 0.1, 1.0, accumulation)
+    with tf.Graph().as_default(), tf.Session(config=session_config) as session:
+        graph = learning.build_graph(start.hparams, flags, devices)
         train.initialize(session, start, scratch=False)
-        losses = [train.run_step(session, graph, batches[i * accumulation:(i + 1) * accumulation],
-                                 0.01 * train.schedule((i + 1) / 20)) for i in range(20)]
-    assert losses == pytest.approx(expected, rel=1e-4)
+        n = flags.accumulation
+        return [train.run_step(session, graph, [(batch, i) for batch in batches[i * n:i * n + n]],
+                               flags.learning_rate * train.schedule(i + 1, flags))
+                for i in range(len(batches) // n)]
+
+
+def batches_of(tiny, n, **changes):
+    tokens = np.array(tiny.encode(BOOK), np.uint16)
+    flags = flags_of(seq_len=16, batch_size=2, seed=5, **changes)
+    return [train.random_batch(tokens, flags, i) for i in range(n)]
+
+
+@pytest.mark.parametrize('recompute', [False, True], ids=['', 'recompute'])
+@pytest.mark.parametrize('accumulation', [1, 4])
+def test_twenty_steps_are_those_of_torch(tf, tiny, models, accumulation, recompute):
+    flags = flags_of(steps=20, learning_rate=0.01, weight_decay=0.1, accumulation=accumulation,
+                     recompute=recompute)
+    batches = batches_of(tiny, 20 * accumulation)
+    losses = our_losses(tf, models, batches, flags)
+    assert losses == pytest.approx(torch_losses(models, batches, flags), rel=1e-4)
     assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize('rate', [0, 0.2])
+def test_blocks_computed_anew_give_the_same_losses(tf, tiny, models, rate):
+    """With dropout, the same activations are dropped the second time."""
+    batches = batches_of(tiny, 10)
+    kept, anew = [our_losses(tf, models, batches, flags_of(
+        steps=10, learning_rate=0.01, dropout=rate, recompute=recompute))
+        for recompute in (False, True)]
+    assert anew == pytest.approx(kept, rel=1e-5)
+    assert kept[-1] < kept[0]
+
+
+def test_blocks_are_computed_anew(tf, tiny, models):
+    """Each block's activation function is there once for the losses and once for gradients."""
+    import learning
+    for recompute in (False, True):
+        with tf.Graph().as_default() as graph:
+            learning.build_graph(checkpoint.open_model('tiny', str(models)).hparams,
+                                 flags_of(recompute=recompute))
+            n_gelu = sum(operation.type == 'Tanh' for operation in graph.get_operations())
+        assert n_gelu == (6 if recompute else 4)  # two blocks, held-out loss and training
+
+
+def test_dropout(tf, tiny, models):
+    import learning
+    with tf.Graph().as_default(), tf.Session() as session:
+        noise = tf.placeholder(tf.int32, [])
+        drop = learning.dropout(0.3, noise)
+        x = tf.ones([100, 200])
+        with tf.variable_scope('here'):
+            here, again = drop(x), drop(x)
+        with tf.variable_scope('there'):
+            there = drop(x)
+        first, second, third = session.run([here, again, there], {noise: 1})
+        other = session.run(here, {noise: 2})
+    assert set(np.unique(first)) == {0, np.float32(1 / 0.7)}
+    assert np.mean(first == 0) == pytest.approx(0.3, abs=6 * np.sqrt(0.3 * 0.7 / first.size))
+    assert np.array_equal(first, second)
+    for different in (third, other):  # as often equal as independent ones are
+        assert np.mean((different == 0) == (first == 0)) == pytest.approx(0.58, abs=0.02)
+
+
+def test_dropout_acts_on_training_alone(tf, tiny, models):
+    """The loss of a step is another for another batch's noise; the held-out loss is not."""
+    import learning
+    start = checkpoint.open_model('tiny', str(models))
+    batch, = batches_of(tiny, 1)
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = learning.build_graph(start.hparams, flags_of(dropout=0.5))
+        train.initialize(session, start, scratch=False)
+        nodes = [graph.mean_loss, graph.total_loss]
+        (a, total), (b, again) = [session.run(nodes, {graph.tokens: batch, graph.noise: noise})
+                                  for noise in (1, 2)]
+    expected = sum(total_loss(tiny.weights, tiny.hparams, row) for row in batch.tolist())
+    assert total == again == pytest.approx(expected, rel=1e-5)
+    assert a != b and abs(a - expected / 32) > 1e-3
+
+
+@pytest.mark.parametrize('which, trained', [
+    ('all', 'model/'), ('blocks', 'model/h'), ('1', 'model/h1/'), ('2', 'model/h')])
+def test_some_weights_are_trained(tf, tiny, models, saved, tmp_path, which, trained):
+    data = write(tmp_path / 'text', BOOK)
+    with tf.Graph().as_default():
+        train.train(str(data), 'mine', model_name='tiny', models_dir=str(models), steps=1,
+                    seq_len=31, train_only=which, learning_rate=0.01, sample_length=0)
+    for name, weight in saved(models / 'mine').items():
+        moved = not np.array_equal(weight, tiny.weights[name])
+        assert moved == name.startswith(trained), name
+
+
+def test_two_devices_learn_what_one_does(tf, tiny, models):
+    flags = flags_of(steps=20, learning_rate=0.01, accumulation=2)
+    batches = batches_of(tiny, 40)
+    one = our_losses(tf, models, batches, flags)
+    config = tf.ConfigProto(device_count={'CPU': 2})
+    two = our_losses(tf, models, batches, flags, ['/cpu:0', '/cpu:1'], config)
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_devices_by_flag(command, models, tmp_path):
+    """On a machine without GPUs, parts of its processor."""
+    data, lines = write(tmp_path / 'text', BOOK), []
+    for n in (1, 2):
+        status, stdout, stderr = command(
+            'train.py', data, '--output', 'on%d' % n, '--model_name', 'tiny', '--models_dir',
+            models, '--steps', 5, '--devices', n, '--sample_length', 0,
+            env={'CUDA_VISIBLE_DEVICES': '-1'}).run()
+        assert (status, stderr) == (0, '')
+        lines += read_lines(stdout)
+    assert lines[0] == pytest.approx(lines[1], abs=2e-4)
+
+
+IS_TF1 = real_tf.__version__.startswith('1.')
+
+
+@pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 does not compile')
+def test_a_compiled_step_learns_the_same(tf, tiny, models):
+    batches = batches_of(tiny, 20)
+    plain, compiled = [our_losses(tf, models, batches, flags_of(
+        steps=20, learning_rate=0.01, recompute=True, xla=xla))
+        for xla in (False, True)]
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 has no products in bfloat16')
+def test_products_in_bfloat16(tf, tiny, models):
+    """Losses are near, not equal: the products have 8 bits, the weights keep 24."""
+    batches = batches_of(tiny, 20)
+    exact, rounded = [our_losses(tf, models, batches, flags_of(
+        steps=20, learning_rate=0.01, dtype=dtype)) for dtype in ('float32', 'bfloat16')]
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert np.abs(np.subtract(rounded, exact)).max() > 1e-5
+    import learning
+    with tf.Graph().as_default() as graph:
+        learning.build_graph(checkpoint.open_model('tiny', str(models)).hparams,
+                             flags_of(dtype='bfloat16'))
+        products = [operation for operation in graph.get_operations()
+                    if operation.type == 'MatMul' and not operation.name.startswith('model/')]
+        assert sum(product.inputs[0].dtype == tf.bfloat16 for product in products) >= 3 * 9
+        assert {weight.dtype.base_dtype for weight in tf.global_variables()} == {
+            tf.float32, tf.float64}
+
+
+@pytest.mark.parametrize('flags, words', [
+    ({'devices': 2}, 'GPU --devices'), ({'dtype': 'bfloat16'}, '--dtype bfloat16'),
+    ({'xla': True}, '--xla TensorFlow')])
+def test_what_this_machine_cannot_do(tf, monkeypatch, flags, words):
+    gpus = ['one'] if 'devices' in flags else []
+    monkeypatch.setattr(tf.config.experimental, 'list_physical_devices', lambda kind: gpus)
+    monkeypatch.setattr(train, 'has_bfloat16', lambda gpus: False)
+    monkeypatch.setattr(tf, '__version__', '1.15.5' if 'xla' in flags else '2.21.0')
+    with pytest.raises(cli.UserError) as error:
+        train.choose_devices(flags_of(**flags))
+    assert all(word in str(error.value) for word in words.split())
+
+
+def test_a_sample_after_each_measurement(tf, tiny, models, saved, capsys, tmp_path):
+    with tf.Graph().as_default():
+        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
+                    models_dir=str(models), seq_len=8, val_every=2, sample_length=12, seed=3,
+                    keep_last=3, learning_rate=0.01)
+    out = capsys.readouterr().out
+    for step in (2, 4, 6):
+        weights = saved_state(tf, models / 'mine' / 'training' / ('step-%d' % step))
+        text, = tiny.samples([step], seed=3, length=12, weights=weights, top_k=40, gap=0)
+        assert '=' * 40 + ' STEP %d ' % step + '=' * 40 + '\n' + text + '\n' in out
+
+
+def saved_state(tf, prefix):
+    """The weights of the model among all variables of a training."""
+    reader = tf.train.load_checkpoint(str(prefix))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+            if name.startswith('model/')}
+
+
+@pytest.mark.parametrize('keep_last, steps', [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
+def test_the_last_states_are_kept(tf, models, tmp_path, keep_last, steps):
+    with tf.Graph().as_default():
+        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
+                    models_dir=str(models), seq_len=8, val_every=2, sample_length=0,
+                    keep_last=keep_last)
+    folder = models / 'mine' / 'training'
+    assert sorted(path.name for path in folder.glob('step-*.index')) == [
+        'step-%d.index' % step for step in steps]
+    assert tf.train.latest_checkpoint(str(folder)) == str(folder / 'step-6')
+
+
+def test_tensorboard_reads_the_measurements(tf, models, tmp_path, capsys):
+    with tf.Graph().as_default():
+        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
+                    models_dir=str(models), seq_len=8, val_every=3, sample_length=0)
+    events, = (models / 'mine' / 'training').glob('events.*')
+    scalars = {(value.tag, event.step): value.simple_value
+               for event in tf.train.summary_iterator(str(events)) for value in event.summary.value}
+    metrics = [json.loads(line) for line in (models / 'mine' / 'metrics.jsonl').open()]
+    for line in metrics:
+        for name in ('held_out_loss', 'bits_per_byte'):
+            assert scalars[name, line['step']] == pytest.approx(line[name], rel=1e-6)
+    for begin, line in zip((1, 4), metrics):
+        assert np.mean([scalars['loss', step] for step in range(begin, begin + 3)]
+                       ) == pytest.approx(line['training_loss'], rel=1e-6)
+    assert {step for name, step in scalars if name == 'learning_rate'} == set(range(1, 7))
 
 
 def test_a_killed_training_goes_on_exactly(command, tiny, models, saved, tmp_path):
@@ -301,7 +516,8 @@ def test_a_killed_training_goes_on_exactly(command, tiny, models, saved, tmp_pat
     def training(output, *flags):
         return command('train.py', write(tmp_path / 'text', BOOK), '--output', output,
                        '--model_name', 'tiny', '--models_dir', models, '--steps', 300,
-                       '--accumulation', 2, '--val_every', 4, '--seq_len', 16, *flags)
+                       '--accumulation', 2, '--val_every', 4, '--seq_len', 16,
+                       '--dropout', 0.1, '--sample_length', 0, *flags)
 
     def measured():
         metrics = models / 'broken' / 'metrics.jsonl'
@@ -337,23 +553,17 @@ def test_going_on_with_other_settings_is_refused(command, refused, models, tmp_p
 
 
 def test_the_rate_rises_and_falls_as_help_says():
-    rates = [train.schedule((step + 1) / 1000) for step in range(1000)]
+    flags = flags_of(steps=1000)
+    rates = [train.schedule(step, flags) for step in range(1, 1001)]
     assert rates[0] == pytest.approx(0.02)
     assert rates.index(max(rates)) + 1 == pytest.approx(50, abs=1)
     assert max(rates) == pytest.approx(1) and rates[-1] == pytest.approx(0.1)
     assert rates[524] == pytest.approx(0.55, abs=1e-3)  # half-way along the cosine
     assert rates[:49] == sorted(rates[:49]) and rates[50:] == sorted(rates[50:], reverse=True)
-
-
-def test_documents_are_separated_by_the_special_token(tiny):
-    class Encoder:
-        encoder = {END: 256}
-        encode = staticmethod(tiny.encode)
-
-    text = 'one' + END + 'two' + END + END + '<|endoftext| >'
-    tokens = train.encode_documents(Encoder, text)
-    assert tokens.tolist() == tokens_of(tiny, text)
-    assert tokens.tolist().count(256) == 4
+    flags = flags_of(steps=1000, warmup=10, schedule='constant')
+    rates = [train.schedule(step, flags) for step in range(1, 1001)]
+    assert rates[4] == pytest.approx(0.5) and set(rates[9:]) == {1}
+    assert train.schedule(1, flags_of(steps=1000, warmup=0)) == pytest.approx(1, abs=1e-5)
 
 
 # ---- what is refused ---------------------------------------------------------------------------
@@ -376,6 +586,18 @@ BAD_FLAGS = [
     ('--held_out 1', '--held_out'),
     ('--held_out a', "--held_out 'a'"),
     ('--val_every 0', '--val_every'),
+    ('--schedule linear', '--schedule cosine linear'),
+    ('--warmup -1', '--warmup'),
+    ('--dropout 1', '--dropout'),
+    ('--dropout -0.1', '--dropout'),
+    ('--train_only head', '--train_only blocks head'),
+    ('--train_only 0', '--train_only 0'),
+    ('--train_only 3', '--train_only 2 3'),
+    ('--dtype float16', '--dtype bfloat16 float16'),
+    ('--devices 0', '--devices'),
+    ('--devices 3', '--batch_size --devices 3 4'),
+    ('--sample_length -1', '--sample_length'),
+    ('--keep_last 0', '--keep_last'),
     ('--seed -1', '--seed'),
     ('--seed 1.5', '--seed'),
     ('--scratch=yes', '--scratch'),
@@ -411,7 +633,7 @@ TEXTS = {
     'UTF-16': (BOOK.encode('utf-16'), ['UTF-8', 'byte 0']),
     'empty': (b'', ['too short']),
     'a letter': (b'x', ['too short']),
-    'a letter short': (b'x' * 35, ['too short', '32']),  # 31 of them to train on
+    'a letter short': (b'x' * 34, ['too short', '32']),  # 31 of them, and END, to train on
     'separators': (END.encode() * 100, ['too short']),
 }
 
