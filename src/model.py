@@ -148,6 +148,26 @@ def embeddings(hparams):
     return tf.identity(wte), tf.identity(wpe)
 
 
+def recomputed(function):
+    """Returns a function of one tensor that keeps nothing inside it in memory for gradients.
+
+    For them it is computed anew (Chen et al. 2016). Why not tf.recompute_grad: on TensorFlow 2.21
+    it saves a sixth of the memory, this three quarters.
+    """
+    @tf.custom_gradient
+    def compute(x):
+        def gradient(dy, variables=None):
+            with tf.control_dependencies([dy]):  # not before its gradient is there
+                again = tf.identity(x)
+                y = function(again)
+            dx, *dw = tf.gradients(y, [again] + variables, dy)
+            with tf.control_dependencies(dw):  # what is inside is not needed any more
+                return tf.identity(dx), dw
+        return function(x), gradient
+
+    return compute
+
+
 def transformer(hparams, X, positions, attend, drop=unchanged, recompute=False):
     """Everything but the output layer: token ids X [B, S] -> [B, S, E], normalized.
 
@@ -175,7 +195,7 @@ def transformer(hparams, X, positions, attend, drop=unchanged, recompute=False):
 
     for layer in range(hparams.n_layer):
         this_block = functools.partial(block, layer=layer)
-        h = (tf.recompute_grad(this_block) if recompute else this_block)(h)
+        h = (recomputed(this_block) if recompute else this_block)(h)
         tf.add_to_collection('checkpoints', h)
     return tf.reshape(norm(h, 'ln_f'), [n_batch, n_seq, hparams.n_embd])
 
