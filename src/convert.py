@@ -236,11 +236,10 @@ def read_config(path, config):
                             % (path, json.dumps(config.get('model_type'))))
     checkpoint.check_sizes(path, config, CONFIG_NAMES.values())
     hparams = {ours: config[theirs] for ours, theirs in CONFIG_NAMES.items()}
-    options = {name: config.get(name, usual) for name, usual in OPTIONS.items()}
     for name, usual in OPTIONS.items():
-        if options[name] != usual:
+        if config.get(name, usual) != usual:
             raise cli.UserError('%s: %s is %s, but the model here has only %s'
-                                % (path, name, json.dumps(options[name]), json.dumps(usual)))
+                                % (path, name, json.dumps(config[name]), json.dumps(usual)))
     if config.get('n_inner') not in (None, 4 * config['n_embd']):
         raise cli.UserError('%s: n_inner is %s, but the model here has only 4 n_embd, %d'
                             % (path, json.dumps(config['n_inner']), 4 * config['n_embd']))
@@ -273,7 +272,10 @@ def read_entries(directory):
         except OSError as error:
             raise checkpoint.ModelError(checkpoint.one_line(error))
         for name, entry in header.items():
-            entries[re.sub(r'^transformer\.', '', name)] = entry
+            name = re.sub(r'^transformer\.', '', name)
+            if name in entries:
+                raise cli.UserError('%s: %s is there twice; download it again' % (path, name))
+            entries[name] = entry
     return entries
 
 
@@ -360,7 +362,10 @@ def read_vocabulary(directory, n_vocab):
             if token not in tokens and i < n_vocab:
                 tokens[in_symbols(token)] = i
         encoder.Encoder(tokens, merges)  # an error if a byte or a merge has no token
-        if sorted(tokens.values()) != list(range(len(tokens))) or END_OF_TEXT not in tokens:
+        ids = list(tokens.values())
+        if any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
+            raise KeyError
+        if END_OF_TEXT not in tokens:
             raise KeyError
     except (OSError, ValueError) as error:
         raise checkpoint.ModelError(checkpoint.one_line(error))
@@ -373,7 +378,7 @@ def read_vocabulary(directory, n_vocab):
 def in_symbols(token):
     """Returns a text in the symbols that encoder.json writes its bytes with."""
     symbols = encoder.byte_symbols()
-    return ''.join(symbols[byte] for byte in token.encode('utf-8'))
+    return ''.join(symbols[byte] for byte in token.encode('utf-8', 'replace'))
 
 
 def parse_tokenizer(tokenizer):
@@ -387,6 +392,10 @@ def parse_tokenizer(tokenizer):
     # A merge is a pair, or in older files a text with a space in it.
     merges = [tuple(merge.split(' ') if isinstance(merge, str) else merge)
               for merge in model['merges']]
+    if any(len(merge) != 2 or ' '.join(merge).split() != list(merge) for merge in merges):
+        raise KeyError  # a line of vocab.bpe has two tokens with a space between
+    if not cli.is_unicode(''.join(model['vocab'])):
+        raise KeyError
     return dict(model['vocab']), merges
 
 

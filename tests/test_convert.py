@@ -3,6 +3,7 @@
 What is written for transformers is read back here by a reader of the test's own, by transformers
 itself where it is installed, and by convert.py.
 """
+import doctest
 import json
 import os
 import pathlib
@@ -31,6 +32,8 @@ OFFICIAL_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data
 TRANSFORMERS_FILES = ['config.json', 'generation_config.json', 'merges.txt', 'model.safetensors',
                       'tokenizer_config.json', 'vocab.json']
 DATA = 'model.ckpt.data-00000-of-00001'
+END = '<|endoftext|>'
+SYMBOL_IDS = {symbol: i for i, symbol in enumerate(reference.byte_symbols())}
 TEXTS = ['', ' ', 'Hello world', "They'll say I'm  two   spaces\tand\n\n lines ", 'naïve Größe',
          '漢字と仮名 ไทย עברית', '👩‍🚀 ½ ²', '1234567890 3.14', '...!?--', 'a' * 300,
          '\x00\x7f\u00ad', 'end | of < text >', '\u2003em\u00a0nbsp']
@@ -169,6 +172,11 @@ def complaint(tf, monkeypatch):
         return str(caught.value)
 
     return complain
+
+
+def test_the_examples_in_the_comments():
+    result = doctest.testmod(convert)
+    assert result.attempted and not result.failed
 
 
 # ---- there and back ----------------------------------------------------------------------------
@@ -325,9 +333,6 @@ def test_a_vocabulary_in_tokenizer_json_alone(converted, tmp_path, out, old):
         assert (out / name).read_bytes() == (MODELS / '1M' / name).read_bytes()
 
 
-END = '<|endoftext|>'
-
-
 @pytest.mark.parametrize('file', ['added_tokens.json', 'tokenizer.json'])
 def test_added_tokens(converted, tiny, tmp_path, out, file):
     """Those that have embeddings become tokens; there may be more."""
@@ -430,11 +435,17 @@ def test_json_that_is_none(hf, complaint, name, content):
     {'pre_tokenizer': {'type': 'Metaspace'}}, {'pre_tokenizer': None},
     {'model': {'type': 'BPE', 'vocab': {'a': 0}, 'merges': []}},
     {'model': {'type': 'BPE', 'vocab': [1], 'merges': [3]}},
+    {'model': {'type': 'BPE', 'vocab': {}, 'merges': ['a b c']}},
+    {'model': {'type': 'BPE', 'vocab': {}, 'merges': [['a', 'b', 'c']]}},
+    {'model': {'type': 'BPE', 'vocab': {}, 'merges': [['a', ' ']]}},
+    {'model': {'type': 'BPE', 'vocab': {'\ud800': 0}, 'merges': []}},
+    {'model': {'type': 'BPE', 'vocab': dict(SYMBOL_IDS, x=1.0), 'merges': []}},
+    {'added_tokens': [{'id': 255, 'content': END}]},
+    {'added_tokens': [{'id': 3.5, 'content': END}]},
     {'added_tokens': []}, {'added_tokens': 3}, {'added_tokens': [{'id': '256', 'content': END}]},
 ], ids=str)
 def test_a_tokenizer_of_another_kind(hf, tiny, complaint, change):
-    tokens = {symbol: i for i, symbol in enumerate(reference.byte_symbols())}
-    usual = {'model': {'type': 'BPE', 'vocab': tokens, 'merges': []},
+    usual = {'model': {'type': 'BPE', 'vocab': SYMBOL_IDS, 'merges': []},
              'pre_tokenizer': {'type': 'ByteLevel'}, 'added_tokens': [{'id': 256, 'content': END}]}
     edit_config(hf, 'tokenizer.json', **dict(usual, **change))
     (hf / 'vocab.json').unlink()
@@ -466,6 +477,7 @@ def change_arrays(name, change):
     ('transformer.ln_f.bias', lambda old: (old[0], old[1][None]), ['ln_f.bias', '[1, 16]']),
     ('transformer.ln_f.bias', lambda old: ('F64', old[1].astype(np.float64)), ['ln_f.bias', 'F64']),
     ('transformer.ln_f.bias', lambda old: ('I32', old[1]), ['ln_f.bias', 'I32']),
+    ('wte.weight', lambda old: ('F32', np.ones([257, 16], np.float32)), ['wte.weight', 'twice']),
     ('score.weight', lambda old: ('F32', np.ones([2, 16], np.float32)), ['score.weight']),
     ('transformer.h.2.ln_1.bias', lambda old: ('F32', np.ones([16], np.float32)),
      ['h.2.ln_1.bias']),
