@@ -7,6 +7,7 @@
 """
 
 import collections
+import contextlib
 import glob
 import hashlib
 import json
@@ -50,9 +51,7 @@ def open_model(model_name, models_dir, weights=True):
     directory = os.path.join(models_dir, model_name)
     if not model_name or not os.path.isdir(directory):
         raise ModelError(no_model(model_name, models_dir))
-    if re.search(r'[][*?\\]', directory):
-        raise ModelError('TensorFlow reads no files from a path with one of [ ] * ? \\ in it: '
-                         'rename %s' % directory)
+    check_path(directory)
     hparams = read_hparams(os.path.join(directory, 'hparams.json'))
     try:
         vocabulary = encoder.get_encoder(model_name, models_dir)
@@ -68,6 +67,13 @@ def open_model(model_name, models_dir, weights=True):
     if weights:
         check_weights_size(weights_prefix(directory), hparams)
     return Model(directory, hparams, vocabulary)
+
+
+def check_path(path):
+    """Raises ModelError if TensorFlow would take a path for a pattern."""
+    if re.search(r'[][*?\\]', path):
+        raise ModelError('TensorFlow reads no files from a path with one of [ ] * ? \\ in it: '
+                         'rename %s' % path)
 
 
 def no_model(model_name, models_dir):
@@ -93,25 +99,43 @@ def read_hparams(path):
     Raises:
       ModelError: the file is missing or malformed, or its numbers make no model.
     """
+    hparams = read_object(path)
+    check_sizes(path, hparams, HPARAMS)
+    return types.SimpleNamespace(**hparams)
+
+
+def read_object(path):
+    """Returns the JSON object in a file, a dict.
+
+    Raises:
+      ModelError: the file is missing or malformed.
+    """
     try:
         with open(path, encoding='utf-8-sig') as file:
-            hparams = json.load(file)
+            values = json.load(file)
     except OSError as error:
         raise ModelError(one_line(error))
     except (ValueError, RecursionError):
         raise ModelError('%s is not JSON; download the model again' % path)
-    if not isinstance(hparams, dict):
+    if not isinstance(values, dict):
         raise ModelError('%s is not a JSON object; download the model again' % path)
-    for name in HPARAMS:
-        if name not in hparams:
+    return values
+
+
+def check_sizes(path, values, names):
+    """Raises ModelError unless a file's values of these names are the sizes of a model.
+
+    Two of the names are n_embd and n_head.
+    """
+    for name in names:
+        if name not in values:
             raise ModelError('%s lacks %s; download the model again' % (path, name))
-        if type(hparams[name]) is not int or hparams[name] < 1:
+        if type(values[name]) is not int or values[name] < 1:
             raise ModelError('%s: %s must be a whole number above 0, not %s; correct the file'
-                             % (path, name, json.dumps(hparams[name])))
-    if hparams['n_embd'] % hparams['n_head']:
+                             % (path, name, json.dumps(values[name])))
+    if values['n_embd'] % values['n_head']:
         raise ModelError('%s: n_embd, %d, must be a multiple of n_head, %d; correct the file'
-                         % (path, hparams['n_embd'], hparams['n_head']))
-    return types.SimpleNamespace(**hparams)
+                         % (path, values['n_embd'], values['n_head']))
 
 
 def weights_prefix(directory):
@@ -146,6 +170,25 @@ def read_state(directory):
     return named.group(1)
 
 
+def weight_shapes(hparams):
+    """Yields the name and the shape, a list, of each weight of a model, those of a layer together.
+
+    One at a time, so that an absurd number of layers can be refused at the first that is missing.
+    """
+    width = hparams.n_embd
+    yield 'model/wte', [hparams.n_vocab, width]
+    yield 'model/wpe', [hparams.n_ctx, width]
+    for layer in range(hparams.n_layer):
+        for name, n_in, n_out in (('attn/c_attn', width, 3 * width), ('attn/c_proj', width, width),
+                                  ('mlp/c_fc', width, 4 * width), ('mlp/c_proj', 4 * width, width)):
+            yield 'model/h%d/%s/w' % (layer, name), [1, n_in, n_out]
+            yield 'model/h%d/%s/b' % (layer, name), [n_out]
+        for name in ('ln_1/g', 'ln_1/b', 'ln_2/g', 'ln_2/b'):
+            yield 'model/h%d/%s' % (layer, name), [width]
+    yield 'model/ln_f/g', [width]
+    yield 'model/ln_f/b', [width]
+
+
 def parameter_count(hparams):
     """Returns the number of weights of a model.
 
@@ -176,10 +219,45 @@ def restore(session, directory):
     import tensorflow.compat.v1 as tf
     prefix = weights_prefix(directory)
     weights = model_weights()
-    try:
+    with told_if_damaged(prefix):
         shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
         check_shapes(prefix, shapes, {weight.op.name: weight.shape.as_list() for weight in weights})
         tf.train.Saver(weights).restore(session, prefix)
+
+
+def open_weights(prefix, hparams):
+    """Opens the weights of a checkpoint to be read one at a time, without a graph.
+
+    Returns:
+      A function from the name of a weight to its value, a float32 array.
+
+    Raises:
+      ModelError: as restore() does; the function, too, where it finds damage.
+    """
+    import tensorflow.compat.v1 as tf
+    wanted = dict(weight_shapes(hparams))
+    with told_if_damaged(prefix):
+        reader = tf.train.load_checkpoint(prefix)
+        check_shapes(prefix, reader.get_variable_to_shape_map(), wanted)
+        types = reader.get_variable_to_dtype_map()
+    for name in wanted:
+        if types[name] != tf.float32:
+            raise ModelError('%s.index: %s is of type %s, but weights must be float32'
+                             % (prefix, name, types[name].name))
+
+    def read(name):
+        with told_if_damaged(prefix):
+            return reader.get_tensor(name)
+
+    return read
+
+
+@contextlib.contextmanager
+def told_if_damaged(prefix):
+    """Turns the errors of reading a damaged checkpoint into a ModelError."""
+    import tensorflow.compat.v1 as tf
+    try:
+        yield
     except (tf.errors.OpError, ValueError, IndexError) as error:
         raise ModelError('%s.* are damaged (%s); download the model again'
                          % (prefix, type(error).__name__))
