@@ -59,7 +59,7 @@ def test_a_txt_has_what_is_printed(write, tiny, tmp_path):
     path = tmp_path / 'samples.txt'
     assert write(unconditional.sample_model, path, nsamples=7) == ('', '')
     expected = numbered(tiny.samples(range(7), seed=4, length=12))
-    assert path.read_text(encoding='utf-8') == expected
+    assert path.read_bytes().decode('utf-8') == expected
     assert write(unconditional.sample_model, None, nsamples=7) == (expected, '')
     settings = json.loads((tmp_path / 'samples.txt.settings.json').read_text(encoding='utf-8'))
     assert settings['settings']['seed'] == 4 and settings['settings']['temperature'] == 1
@@ -87,9 +87,7 @@ def stopping(tmp_path_factory, tiny):
     """A model that ends its texts early, after very different lengths."""
     folder = tmp_path_factory.mktemp('models')
     weights = dict(tiny.weights)
-    wte = weights['model/wte'].copy()
-    wte[256] = wte[:256].mean(axis=0) + 0.12 * np.random.RandomState(0).randn(16) * 4
-    weights['model/wte'] = np.float32(wte)
+    weights['model/ln_f/b'] = weights['model/ln_f/b'] + weights['model/wte'][256]  # a likely end
     reference.write_checkpoint(folder / 'tiny', tiny.hparams, weights)
     return folder, weights
 
@@ -100,17 +98,18 @@ def test_documents_end_at_the_end_of_text(write, tiny, stopping, tmp_path):
     flags = dict(models_dir=str(folder), nsamples=30, length=30, temperature=1.5)
     write(unconditional.sample_model, plain, stop=False, **flags)
     write(unconditional.sample_model, stopped, **flags)
-    ended = 0
-    for whole, record in zip(records(plain), records(stopped)):
-        tokens = whole['tokens']
-        assert len(tokens) == 30 and not whole['ended']
-        n = tokens.index(256) + 1 if 256 in tokens else 30
-        assert record['tokens'] == tokens[:n]
-        assert record['ended'] == (256 in tokens)
-        assert record['text'] == tiny.decode(tokens[:n - record['ended']])
-        assert '<|endoftext|>' not in record['text']
-        ended += record['ended']
-    assert 3 < ended < 30
+    n_ended = 0
+    for index, (whole, record) in enumerate(zip(records(plain), records(stopped))):
+        tokens, gaps = reference.sample(weights, tiny.hparams, [256], 30, 4, index, temperature=1.5)
+        assert min(gaps) > 1e-4, 'choose another seed'
+        assert (whole['tokens'], whole['ended']) == (tokens, False)
+        ended = 256 in tokens
+        n = tokens.index(256) if ended else 30
+        assert record['tokens'] == tokens[:n + 1]
+        assert record['ended'] == ended
+        assert record['text'] == tiny.decode(tokens[:n])
+        n_ended += ended
+    assert 3 < n_ended < 27
 
 
 def test_log_probabilities_on_request(write, tiny, tmp_path):
@@ -282,7 +281,9 @@ def test_a_full_disk(command, tiny, small_disk, tmp_path, name):
     assert name in stderr and 'No space left on device' in stderr
     written = path.read_bytes()
     n = written.count(b'\n' if name.endswith('l') else b' SAMPLE ')
-    assert n > 10
+    assert n > 10  # all records that fit: there is no room for another
+    if name.endswith('l'):
+        assert len(written) > 60000
     # Moved to where there is room, it goes on.
     for source in os.listdir(str(small_disk)):
         shutil.copy(str(small_disk / source), str(tmp_path))
