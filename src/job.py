@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 
 import checkpoint
 import cli
@@ -104,7 +105,7 @@ def open_output(flags, opened, first, with_prompt):
 
 def run_settings(flags, opened):
     """Returns the settings that samples depend on, the seed and the engine excepted, by name."""
-    return dict(model=flags.model_name.encode('utf-8', 'replace').decode('utf-8'),
+    return dict(model=os.fsencode(flags.model_name).decode('utf-8', 'replace'),
                 weights=checkpoint.weights_digest(opened.directory), dtype=flags.dtype,
                 batch_size=flags.batch_size, length=flags.length, keep=flags.keep,
                 temperature=float(flags.temperature), top_k=flags.top_k, top_p=float(flags.top_p),

@@ -3,6 +3,7 @@ import inspect
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -297,6 +298,31 @@ def test_ctrl_c_returns_to_the_prompt_and_there_it_leaves(command, tiny):
     assert rest.endswith('\r\n')  # the shell's own prompt starts on a line of its own
     screen.close()
     assert screen.exitstatus == 130
+
+
+def test_ctrl_c_in_a_pipe_leaves_whole_samples(command, tiny):
+    script = command(INTERACTIVE, *tiny.flags, '--seed', 1, '--temperature', 0, '--length', 6,
+                     '--nsamples', 1000000).start()
+    script.stdin.write(b'Hello\n')
+    script.stdin.flush()
+    read = b''
+
+    def read_until(text):
+        nonlocal read
+        while text.encode('utf-8') not in read:
+            read += os.read(script.stdout.fileno(), 4096)
+
+    read_until(' SAMPLE 3 ')
+    for _ in range(PATIENCE):
+        script.send_signal(signal.SIGINT)
+        if select.select([script.stderr], [], [], 20)[0]:  # a line break
+            break
+    rest, stderr = script.communicate(timeout=120)  # which is Ctrl-D
+    stdout = (read + rest).decode('utf-8')
+    sample, = tiny.samples([0], seed=1, length=6, prompt='Hello', temperature=0)
+    shown = numbered([sample] * stdout.count(' SAMPLE '))
+    assert (script.returncode, stdout) == (0, PROMPT + shown + PROMPT + '\n')
+    assert stderr == b'\n' or b'Exception ignored' in stderr
 
 
 def test_a_text_is_shown_as_it_is_made(command):
