@@ -173,7 +173,7 @@ def check_sampling_flags(flags):
     """Raises UsageError unless the flags that all sampling scripts share make sense.
 
     Args:
-      flags: an object with the flags by name.
+      flags: an object with the flags by name, whose stop_at becomes what it is in UTF-8.
     """
     if flags.seed is not None:
         check_int('seed', flags.seed, 0, 2**64 - 1)
@@ -185,14 +185,24 @@ def check_sampling_flags(flags):
     check_number('temperature', flags.temperature, lambda value: value >= 0, 'that is not negative')
     check_int('top_k', flags.top_k, 0)
     check_number('top_p', flags.top_p, lambda value: 0 < value <= 1, 'above 0 and at most 1')
-    if flags.stop_at is not None and (not flags.stop_at or not is_unicode(flags.stop_at)):
-        raise UsageError('--stop_at must be a text in UTF-8, and not empty')
+    if flags.stop_at is not None:
+        flags.stop_at = in_utf8('stop_at', flags.stop_at)
     check_engine_flags(flags.engine, flags.dtype)
 
 
-def is_unicode(text):
-    """Says whether an argument was UTF-8."""
-    return not re.search('[\ud800-\udfff]', text)
+def in_utf8(name, value):
+    """Returns what a text flag says in UTF-8, as which it was not read if the locale differs.
+
+    Raises:
+      UsageError: it is empty, or not in UTF-8.
+    """
+    try:
+        text = os.fsencode(value).decode('utf-8')
+    except UnicodeError:
+        text = ''
+    if not text:
+        raise UsageError('--%s must be a text in UTF-8, and not empty' % name)
+    return text
 
 
 def check_engine_flags(engine, dtype):

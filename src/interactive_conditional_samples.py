@@ -60,17 +60,17 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
             return
         samples = ((index, prompt) for index in range(first, first + nsamples))
         batches = job.grow(flags, opened, sampler, samples, batch_size=min(batch_size, nsamples))
-        # At a terminal the text itself shows how far it is.
-        batches = records.watched(batches, nsamples, flags.length, leave=False,
-                                  disable=sys.stdout.isatty() or None)
+        if not sys.stdout.isatty():  # a terminal shows by the text itself how far it is
+            batches = records.watched(batches, first + nsamples, flags.length, leave=False)
+            batches = records.done(batches)
         try:
             show(batches, first)
         except KeyboardInterrupt:
-            print(flush=True)
+            print(file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)
 
 
 def show(batches, first):
-    """Shows the samples of a prompt as they grow, one after the other.
+    """Shows the samples of a prompt, as far as they are made, one after the other.
 
     Args:
       batches: what `texts.grow` yields.

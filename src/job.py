@@ -1,5 +1,9 @@
 """What the sampling scripts share: from their flags to a sampler, and from texts to a file."""
 
+import contextlib
+import itertools
+import os
+
 import checkpoint
 import cli
 import lite
@@ -42,29 +46,40 @@ def write_samples(flags, opened, samples, first, last, **settings):
     """Makes samples and writes them to --output, or to stdout.
 
     Args:
-      samples: a function of an index that returns the index and prompt of each from there on.
-      first, last: the index of the first sample, and the one after that of the last; None for
-        the last if they are to go on for ever.
+      samples: a function of an index that returns an iterator over the index and the prompt of each
+        sample from there on.
+      first: the index of the first sample; None if it may be any.
+      last: the index after that of the last; None if they go on for ever.
       settings: of the run, to be recorded, beside those that all runs have.
+
+    Raises:
+      UserError: the file is no such file, was made with other settings, or cannot be written to.
     """
-    output = open_output(flags, opened, first, with_prompt='prompts' in settings)
-    settings = dict(run_settings(flags, opened), **settings)
-    if flags.seed is None and output.settings:
-        flags.seed = output.settings['seed']
-    if flags.seed is not None:
-        output.check(dict(settings, seed=flags.seed))
-    if last is not None and output.next >= last:
-        return
+    with contextlib.closing(open_output(flags, opened, first, 'prompts' in settings)) as output:
+        settings = dict(run_settings(flags, opened), **settings)
+        if flags.seed is None and output.settings:
+            flags.seed = output.settings['seed']
+        if flags.seed is not None:
+            output.check(dict(settings, seed=flags.seed))
+        todo = samples(output.next)
+        sample = next(todo, None)
+        if sample is not None:  # else the file is complete, and the model not needed
+            write_rest(flags, opened, output, itertools.chain([sample], todo), last, settings)
+
+
+def write_rest(flags, opened, output, samples, last, settings):
+    """Makes the samples that `write_samples` has found missing, an index and a prompt each."""
     sampler = load(flags, opened, logprobs=flags.logprobs)
     flags.seed = cli.choose_seed(flags.seed)
     output.begin(dict(settings, seed=flags.seed, engine=sampler.engine,
                       tensorflow=lite.tensorflow_version()))
-    n_texts = None if last is None else last - output.next
-    batch_size = flags.batch_size if flags.output or not n_texts else min(flags.batch_size, n_texts)
-    batches = grow(flags, opened, sampler, samples(output.next), batch_size=batch_size,
-                   fill=bool(flags.output))
+    batch_size = flags.batch_size
+    if not flags.output and last is not None:
+        batch_size = min(batch_size, last - output.next)
+    # A file always has the same batch size, on which the last bits of a result depend.
+    batches = grow(flags, opened, sampler, samples, batch_size=batch_size, fill=bool(flags.output))
     try:
-        for done in records.done(records.watched(batches, n_texts, flags.length)):
+        for done in records.done(records.watched(batches, last, flags.length)):
             output.write(done)
     finally:
         output.flush()
@@ -90,7 +105,7 @@ def open_output(flags, opened, first, with_prompt):
 
 def run_settings(flags, opened):
     """Returns the settings that samples depend on, the seed and the engine excepted, by name."""
-    return dict(model=flags.model_name.encode('utf-8', 'replace').decode('utf-8'),
+    return dict(model=os.fsencode(flags.model_name).decode('utf-8', 'replace'),
                 weights=checkpoint.weights_digest(opened.directory), dtype=flags.dtype,
                 batch_size=flags.batch_size, length=flags.length, keep=flags.keep,
                 temperature=float(flags.temperature), top_k=flags.top_k, top_p=float(flags.top_p),

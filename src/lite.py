@@ -294,6 +294,7 @@ def score(logits, token, temperature, top_k, top_p):
     weights = warp(logits, temperature, top_k, top_p)
     return np.stack([own, np.log(weights[chosen] / weights.sum(axis=-1))], axis=-1)
 
+
 def kth_largest(weights, k):
     """Returns the k-th largest of weights [V].
 

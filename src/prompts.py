@@ -26,8 +26,11 @@ class Prompts:
             raise cli.UsageError('--prompts must be a .txt or .jsonl file, or - for stdin, not %r'
                                  % path)
         try:
-            with open(sys.stdin.fileno() if path == '-' else path, 'rb') as file:
-                data = file.read()
+            if path == '-':
+                data = sys.stdin.buffer.read()
+            else:
+                with open(path, 'rb') as file:
+                    data = file.read()
         except OSError as error:
             raise cli.UserError('%s: %s' % (path, error.strerror))
         self.digest = hashlib.sha256(data).hexdigest()[:16]

@@ -5,9 +5,11 @@ JSON object a line, which says how the sample was made, and that it is synthetic
 depends on the time or on how often the run was interrupted.
 """
 
+import collections
 import itertools
 import json
 import os
+import re
 import sys
 import time
 
@@ -15,7 +17,16 @@ from tqdm import tqdm
 
 import cli
 
-FLUSH_SECONDS = 1  # how often a file is written to, and made sure to be on the disk
+try:
+    import fcntl  # locks, where there are any
+except ImportError:
+    fcntl = None
+
+FLUSH_SECONDS = 1  # how often, at most, a file is written to and made sure to be on the disk
+
+# How far a file has got: the size of its whole records in bytes, and the index of the sample that
+# comes next, or a lower one.
+Progress = collections.namedtuple('Progress', 'size next')
 
 
 def rule(number):
@@ -29,22 +40,29 @@ def done(batches):
         yield list(itertools.takewhile(lambda text: text.done, batch))
 
 
-def watched(batches, n_texts, length, **options):
+def watched(batches, last, length, **options):
     """Passes on what `texts.grow` yields, with a progress bar on stderr if that is a terminal.
 
     Args:
-      n_texts: how many there will be; None if nobody knows.
+      last: the index after that of the last text; None if they go on for ever.
+      length: how many tokens a text has that does not end by itself. Once there are some, the
+        time left is told from how many they had.
       options: of tqdm.
     """
-    total = n_texts and n_texts * length
-    before = 0  # tokens of texts that are done
-    with tqdm(total=total, unit='token', **dict(dict(disable=None), **options)) as progress:
+    n_done = n_tokens = 0  # texts that are done, and their tokens
+    with tqdm(unit=' tokens', **dict(dict(disable=None), **options)) as progress:
         for batch in batches:
-            progress.update(before + sum(len(text.tokens) for text in batch) - progress.n)
+            made = n_tokens + sum(len(text.tokens) for text in batch)
             for text in itertools.takewhile(lambda text: text.done, batch):
-                before += len(text.tokens)
-                if total:
-                    progress.total -= length - len(text.tokens)
+                following = text.index + 1
+                n_done += 1
+                n_tokens += len(text.tokens)
+            if last is not None:
+                if not batch[-1].done:
+                    following = next(text.index for text in batch if not text.done)
+                usual = n_tokens / n_done if n_done else length
+                progress.total = max(made, n_tokens + round((last - following) * usual))
+            progress.update(made - progress.n)
             yield batch
 
 
@@ -54,7 +72,7 @@ class Printer:
     settings = None
 
     def __init__(self, first):
-        self.next = first
+        self.next = first or 0
 
     def check(self, settings):
         """Any settings are as good as any others."""
@@ -62,6 +80,7 @@ class Printer:
     begin = check
 
     def write(self, texts):
+        """Prints samples, above the progress bar."""
         for text in texts:
             tqdm.write(rule(text.index + 1) + text.text, sys.stdout)
         sys.stdout.flush()
@@ -69,12 +88,13 @@ class Printer:
     def flush(self):
         """Nothing is left to write."""
 
+    close = flush
+
 
 class File:
-    """A file of samples.
+    """A file of samples, which no other process writes to meanwhile.
 
     settings: those that the samples in it were made with, a dict; None if there are none yet.
-    next: the index that the next sample in it must have, or a later one.
     """
 
     def __init__(self, path, first):
@@ -84,16 +104,29 @@ class File:
           first: the index of the first sample; None if it may be any.
 
         Raises:
-          UserError: it cannot be opened, or holds something else.
+          UserError: it cannot be opened, is written to by another process, or holds something else.
         """
-        self.path, self.settings, self.next = path, None, first or 0
+        self.path, self.settings = path, None
         self._first = first
+        self._pending, self._flushed = collections.deque(), time.monotonic()
         try:
             self._file = open(path, 'r+b' if os.path.exists(path) else 'x+b', buffering=0)
-            self._size = self._recover()
         except OSError as error:
             raise self._failed(error)
-        self._pending, self._flushed = [], time.monotonic()
+        try:
+            self._lock()
+            self._progress = self._recover()
+        except OSError as error:
+            self.close()
+            raise self._failed(error)
+        except cli.UserError:
+            self.close()
+            raise
+
+    @property
+    def next(self):
+        """The index that the next sample in it must have, or a lower one."""
+        return self._progress.next
 
     def check(self, settings):
         """Raises UserError if the samples in the file were made with other settings than these."""
@@ -106,14 +139,18 @@ class File:
                                 'another --output' % (self.path, '; '.join(differ)))
 
     def begin(self, settings):
-        """Gets ready to write samples that are made with these settings; cuts a torn record off."""
-        self.check(settings)
+        """Gets ready to write samples that are made with these settings; cuts a torn record off.
+
+        Args:
+          settings: all that there are, as in `check`.
+        """
+        self.check(dict(dict.fromkeys(self.settings or ()), **settings))
         self.settings = settings
-        self._try(lambda: self._file.truncate(self._size))
+        self._try(self._cut)
 
     def write(self, texts):
         """Adds samples; they are on the disk after a second, or a call of `flush`."""
-        self._pending += texts
+        self._pending.extend(texts)
         if self._pending and time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -121,16 +158,28 @@ class File:
         """Writes what is left to write. Raises UserError if the disk is full."""
         self._try(self._flush)
 
+    def close(self):
+        """Lets another process write to it."""
+        self._file.close()
+
     def _flush(self):
-        data = b''.join(self._record(text).encode('utf-8') for text in self._pending)
-        self._file.seek(self._size)
-        while data:
-            data = data[self._file.write(data):]
+        """Writes what is pending. Interrupted anywhere, by Ctrl-C say, it may be called again."""
+        while self._pending:
+            text = self._pending[0]
+            if text.index >= self.next:
+                data = self._record(text).encode('utf-8')
+                self._file.seek(self._progress.size)
+                while data:
+                    data = data[self._file.write(data):]
+                self._progress = Progress(self._file.tell(), text.index + 1)
+            self._pending.popleft()
         os.fsync(self._file.fileno())
-        self._size = self._file.tell()
-        if self._pending:
-            self.next = self._pending[-1].index + 1
-        self._pending, self._flushed = [], time.monotonic()
+        self._commit()
+        self._flushed = time.monotonic()
+
+    def _cut(self):
+        """Leaves nothing but whole records."""
+        self._file.truncate(self._progress.size)
         self._commit()
 
     def _try(self, function):
@@ -138,9 +187,20 @@ class File:
         try:
             function()
         except OSError as error:
-            self._pending = []
-            self._file.truncate(self._size)
+            self._pending.clear()
+            self._file.truncate(self._progress.size)
             raise self._failed(error)
+
+    def _lock(self):
+        """Raises UserError if another process writes to the file."""
+        try:
+            if fcntl:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise cli.UserError('%s is being written to by another process; wait for it, or give '
+                                'another --output' % self.path)
+        except OSError:
+            """This disk knows no locks."""
 
     def _failed(self, error):
         return cli.UserError('%s: %s' % (error.filename or self.path, error.strerror))
@@ -149,11 +209,18 @@ class File:
         return cli.UserError('%s holds something else than samples; give another --output'
                              % self.path)
 
+    def _check_first(self, first):
+        """Raises UserError if the samples in the file start with another than they must."""
+        if None not in (first, self._first) and first != self._first:
+            raise cli.UserError('%s starts with sample %d, not %d; give the same --first_sample, '
+                                'or another --output' % (self.path, first, self._first))
+
 
 class JsonLines(File):
     """A .jsonl file: its settings are in each record."""
 
     def __init__(self, path, first, encoder, with_prompt):
+        """Opens a file, as File. Records have their prompts, or not."""
         self._encoder, self._with_prompt = encoder, with_prompt
         super().__init__(path, first)
 
@@ -172,38 +239,39 @@ class JsonLines(File):
         return json.dumps(record, ensure_ascii=False) + '\n'
 
     def _recover(self):
-        """Reads the first and the last whole record; returns the size of all that are whole."""
-        first = last = None
-        size = 0
-        for line in self._file_lines():
-            if not line.endswith(b'\n'):
-                beginning = b'{"index": '
-                if line[:len(beginning)] != beginning[:len(line)]:
-                    raise self._foreign()
-                break
-            size += len(line)
-            first, last = first or line, line
-        if first:
-            first, last = self._parse(first), self._parse(last)
-            if self._first is not None and first['index'] != self._first:
-                raise cli.UserError('%s starts with sample %d, not %d; give the same '
-                                    '--first_sample, or another --output'
-                                    % (self.path, first['index'], self._first))
-            self.settings = dict(last['settings'], model=last['model'], seed=last['seed'])
-            self.next = last['index'] + 1
-        return size
-
-    def _file_lines(self):
+        """Reads the file, whose last record may be torn: returns its Progress."""
+        size, following, last = 0, self._first, None
         with open(self.path, 'rb') as file:
-            yield from file
+            for line in file:
+                if not line.endswith(b'\n'):
+                    beginning = b'{"index": '
+                    if line[:len(beginning)] != beginning[:len(line)]:
+                        raise self._foreign()
+                    break
+                index = self._index(line)
+                if last is None:
+                    self._check_first(index)
+                elif index < following or self._first is not None and index > following:
+                    raise cli.UserError('%s: sample %d follows sample %d; give another --output'
+                                        % (self.path, index, following - 1))
+                size, following, last = size + len(line), index + 1, line
+        if last:
+            self.settings = self._settings(last)
+        return Progress(size, following or 0)
 
-    def _parse(self, line):
+    def _index(self, line):
+        """Returns the index in a record, bytes. Raises UserError if it is none."""
+        match = re.match(br'{"index": (\d+), .*}\n$', line)
+        if not match:
+            raise self._foreign()
+        return int(match.group(1))
+
+    def _settings(self, line):
+        """Returns the settings in a record, bytes. Raises UserError if it is none."""
         try:
             record = json.loads(line.decode('utf-8'))
-            if not all(name in record for name in ('index', 'model', 'seed', 'settings')):
-                raise ValueError
-            return record
-        except (ValueError, TypeError):
+            return dict(record['settings'], model=record['model'], seed=record['seed'])
+        except (ValueError, KeyError, TypeError):
             raise self._foreign()
 
     def _commit(self):
@@ -221,31 +289,29 @@ class PlainText(File):
         return self.path + '.settings.json'
 
     def _recover(self):
-        """Reads the file beside it; returns the size of all records that are whole."""
+        """Reads the file beside it: returns the Progress that it tells of."""
         size = os.path.getsize(self.path)
+        if not size:  # a new one, whatever the one before it was
+            return Progress(0, self._first or 0)
         try:
             with open(self._beside, encoding='utf-8') as file:
                 state = json.load(file)
-            if state['first_sample'] != self._first:
-                raise cli.UserError('%s starts with sample %d, not %d; give the same '
-                                    '--first_sample, or another --output'
-                                    % (self.path, state['first_sample'], self._first))
-            self.settings, self.next, whole = state['settings'], state['next'], state['bytes']
+            first, progress = state['first_sample'], Progress(state['bytes'], state['next'])
+            self.settings = dict(state['settings'])
+            if progress.size > size:
+                raise ValueError
         except FileNotFoundError:
-            whole = 0
-        except (ValueError, KeyError, TypeError):
-            raise cli.UserError('%s is damaged; give another --output' % self._beside)
-        if whole > size or (self.settings is None and size > 0):
             raise self._foreign()
-        return whole
-
-    def begin(self, settings):
-        super().begin(settings)
-        self._try(self._commit)
+        except (ValueError, KeyError, TypeError):
+            raise cli.UserError('%s does not belong to %s, or is damaged; give another --output'
+                                % (self._beside, self.path))
+        self._check_first(first)
+        return progress
 
     def _commit(self):
+        """Replaces the file beside it, at once."""
         state = {'settings': self.settings, 'first_sample': self._first, 'next': self.next,
-                 'bytes': self._size}
+                 'bytes': self._progress.size}
         partial = self._beside + '.partial'
         try:
             with open(partial, 'w', encoding='utf-8') as file:

@@ -1,19 +1,24 @@
 """Samples in files: whole records whatever happens, continued to the byte; prompts from files."""
+import contextlib
+import functools
+import io
 import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
-import numpy as np
 import pytest
 import tensorflow.compat.v1 as real_tf
 
 import generate_conditional_samples as conditional
 import generate_unconditional_samples as unconditional
+import records
 import reference
 from test_scripts import CONDITIONAL, LONG, UNCONDITIONAL, called, numbered
 
@@ -47,7 +52,7 @@ def write(tf, tiny, capsys):
     return Writer(tf, tiny, capsys)
 
 
-def records(path):
+def parsed(path):
     with open(str(path), encoding='utf-8', newline='\n') as file:
         return [json.loads(line) for line in file]
 
@@ -59,7 +64,7 @@ def test_a_txt_has_what_is_printed(write, tiny, tmp_path):
     path = tmp_path / 'samples.txt'
     assert write(unconditional.sample_model, path, nsamples=7) == ('', '')
     expected = numbered(tiny.samples(range(7), seed=4, length=12))
-    assert path.read_text(encoding='utf-8') == expected
+    assert path.read_bytes().decode('utf-8') == expected
     assert write(unconditional.sample_model, None, nsamples=7) == (expected, '')
     settings = json.loads((tmp_path / 'samples.txt.settings.json').read_text(encoding='utf-8'))
     assert settings['settings']['seed'] == 4 and settings['settings']['temperature'] == 1
@@ -71,7 +76,7 @@ def test_a_jsonl_says_how_each_sample_was_made(write, tiny, tmp_path):
     write(unconditional.sample_model, path, nsamples=7, top_k=40, temperature=0.9)
     texts = tiny.samples(range(7), seed=4, length=12, top_k=40, temperature=0.9)
     assert os.listdir(str(tmp_path)) == ['samples.jsonl']
-    for index, (record, text) in enumerate(zip(records(path), texts)):
+    for index, (record, text) in enumerate(zip(parsed(path), texts)):
         assert list(record) == ['index', 'model', 'seed', 'settings', 'text', 'tokens', 'ended',
                                 'synthetic']
         assert (record['index'], record['model'], record['seed']) == (index, 'tiny', 4)
@@ -87,9 +92,7 @@ def stopping(tmp_path_factory, tiny):
     """A model that ends its texts early, after very different lengths."""
     folder = tmp_path_factory.mktemp('models')
     weights = dict(tiny.weights)
-    wte = weights['model/wte'].copy()
-    wte[256] = wte[:256].mean(axis=0) + 0.12 * np.random.RandomState(0).randn(16) * 4
-    weights['model/wte'] = np.float32(wte)
+    weights['model/ln_f/b'] = weights['model/ln_f/b'] + weights['model/wte'][256]  # a likely end
     reference.write_checkpoint(folder / 'tiny', tiny.hparams, weights)
     return folder, weights
 
@@ -100,23 +103,24 @@ def test_documents_end_at_the_end_of_text(write, tiny, stopping, tmp_path):
     flags = dict(models_dir=str(folder), nsamples=30, length=30, temperature=1.5)
     write(unconditional.sample_model, plain, stop=False, **flags)
     write(unconditional.sample_model, stopped, **flags)
-    ended = 0
-    for whole, record in zip(records(plain), records(stopped)):
-        tokens = whole['tokens']
-        assert len(tokens) == 30 and not whole['ended']
-        n = tokens.index(256) + 1 if 256 in tokens else 30
-        assert record['tokens'] == tokens[:n]
-        assert record['ended'] == (256 in tokens)
-        assert record['text'] == tiny.decode(tokens[:n - record['ended']])
-        assert '<|endoftext|>' not in record['text']
-        ended += record['ended']
-    assert 3 < ended < 30
+    n_ended = 0
+    for index, (whole, record) in enumerate(zip(parsed(plain), parsed(stopped))):
+        tokens, gaps = reference.sample(weights, tiny.hparams, [256], 30, 4, index, temperature=1.5)
+        assert min(gaps) > 1e-4, 'choose another seed'
+        assert (whole['tokens'], whole['ended']) == (tokens, False)
+        ended = 256 in tokens
+        n = tokens.index(256) if ended else 30
+        assert record['tokens'] == tokens[:n + 1]
+        assert record['ended'] == ended
+        assert record['text'] == tiny.decode(tokens[:n])
+        n_ended += ended
+    assert 3 < n_ended < 27
 
 
 def test_log_probabilities_on_request(write, tiny, tmp_path):
     path = tmp_path / 'samples.jsonl'
     write(unconditional.sample_model, path, nsamples=4, logprobs=True, top_p=0.8)
-    for record in records(path):
+    for record in parsed(path):
         logits = reference.forward(tiny.weights, tiny.hparams, [256] + record['tokens'][:-1])
         for row, token, model, sampled in zip(logits, record['tokens'], record['logprobs']['model'],
                                               record['logprobs']['sampled']):
@@ -193,11 +197,85 @@ def test_other_settings_are_refused(write, tmp_path, name, flags, words):
     assert path.read_bytes() == before
 
 
+def test_prompts_that_are_done_need_no_model(write, bare, tiny, tmp_path):
+    """Also if the last ones cannot be used, and no later record tells that they were read."""
+    source = tmp_path / 'prompts.txt'
+    source.write_text('Hello\n\nyou\n\n' + 'x' * 33 + '\n', encoding='utf-8')
+    for name in ['samples.jsonl', 'samples.txt']:
+        path = tmp_path / name
+        write(conditional.continue_prompts, path, prompts=str(source), nsamples=2)
+        before = path.read_bytes()
+        status, stdout, stderr = bare(
+            CONDITIONAL, *tiny.flags, '--length', 12, '--batch_size', 3, '--nsamples', 2,
+            '--prompts', source, '--output', path)
+        assert (status, stdout) == (0, '') and path.read_bytes() == before
+        assert [line.split(':')[0] for line in stderr.splitlines()] == [
+            'prompt in line 4 left out', 'prompt in line 5 left out']
+
+
 def test_other_weights_are_refused(write, tiny, stopping, tmp_path):
     path = tmp_path / 'samples.jsonl'
     write(unconditional.sample_model, path, nsamples=1)
     write.flags['models_dir'] = str(stopping[0])
     assert 'weights' in write.error(unconditional.sample_model, path, nsamples=4)
+
+
+def test_what_another_script_made_is_refused(write, tmp_path):
+    source = tmp_path / 'prompts.txt'
+    source.write_text('Hello', encoding='utf-8')
+    for name in ['samples.jsonl', 'samples.txt']:
+        write(unconditional.sample_model, tmp_path / ('un' + name), nsamples=1)
+        assert 'prompts' in write.error(conditional.continue_prompts, tmp_path / ('un' + name),
+                                        prompts=str(source))
+        write(conditional.continue_prompts, tmp_path / name, prompts=str(source))
+        assert 'prompts' in write.error(unconditional.sample_model, tmp_path / name, nsamples=4)
+
+
+@pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
+def test_no_two_processes_write_one_file(write, tiny, tmp_path, name):
+    path = tmp_path / name
+    opened = records.JsonLines if name.endswith('l') else records.PlainText
+    write(unconditional.sample_model, path, nsamples=1)
+    before = path.read_bytes()
+    more = [None, False] if name.endswith('l') else []
+    with contextlib.closing(opened(str(path), 0, *more)):
+        assert 'another process' in write.error(unconditional.sample_model, path, nsamples=3)
+        assert path.read_bytes() == before
+    write(unconditional.sample_model, path, nsamples=3)
+    assert path.read_bytes().startswith(before)
+
+
+def test_samples_missing_or_twice_are_noticed(write, tmp_path):
+    path = tmp_path / 'samples.jsonl'
+    write(unconditional.sample_model, path, nsamples=4)
+    lines = path.read_bytes().splitlines(True)
+    for wrong in [lines[:2] + lines[3:], lines[:2] + lines[1:], lines[:1] + [b'\n'] + lines[1:],
+                  [lines[0][:50] + b'\n'] + lines[1:]]:
+        path.write_bytes(b''.join(wrong))
+        assert str(path) in write.error(unconditional.sample_model, path, nsamples=6)
+        assert path.read_bytes() == b''.join(wrong)
+
+
+def test_a_txt_and_its_settings_must_fit(write, tmp_path):
+    path, beside = tmp_path / 'samples.txt', tmp_path / 'samples.txt.settings.json'
+    write(unconditional.sample_model, path, nsamples=4)
+    whole, settings = path.read_bytes(), beside.read_bytes()
+    path.write_bytes(whole[:-1])  # somebody else was at it
+    assert str(beside) in write.error(unconditional.sample_model, path, nsamples=6)
+    assert path.read_bytes() == whole[:-1]
+    for content in [b'', b'{}', b'[1]', b'\xff', settings[:-9]]:
+        path.write_bytes(whole)
+        beside.write_bytes(content)
+        assert str(beside) in write.error(unconditional.sample_model, path, nsamples=6)
+    beside.unlink()
+    assert str(path) in write.error(unconditional.sample_model, path, nsamples=6)
+    assert path.read_bytes() == whole
+    path.unlink()  # to start anew, also with other settings
+    beside.write_bytes(settings)
+    write.flags['seed'] = 5
+    write(unconditional.sample_model, path, nsamples=4)
+    assert path.read_bytes() != whole
+    assert json.loads(beside.read_text(encoding='utf-8'))['settings']['seed'] == 5
 
 
 @pytest.mark.parametrize('name, content', [
@@ -214,6 +292,7 @@ def test_a_file_of_something_else_is_not_touched(refused, tiny, tmp_path, name, 
 @pytest.mark.parametrize('arguments, words', [
     ('--output samples.csv', '.txt .jsonl samples.csv'), ('--logprobs', '--logprobs .jsonl'),
     ('--logprobs --output a.txt', '--logprobs .jsonl'), ('--output=', '.txt .jsonl'),
+    ('--output .', '.txt .jsonl'), ('--stop_at \udcff', '--stop_at UTF-8'),
     ('--first_sample -1', '--first_sample'), ('--output nowhere/a.txt', 'nowhere/a.txt'),
 ])
 def test_outputs_that_cannot_be(refused, tiny, tmp_path, arguments, words):
@@ -222,6 +301,90 @@ def test_outputs_that_cannot_be(refused, tiny, tmp_path, arguments, words):
     assert status in (1, 2)
     for word in words.split():
         assert word in message
+
+
+# ---- interruptions -----------------------------------------------------------------------------
+
+
+class Given:
+    """A text as `records` wants it."""
+
+    ended, done, logprobs = False, True, []
+
+    def __init__(self, index, n_tokens=3):
+        self.index, self.text, self.tokens = index, 'text %d' % index, [7] * n_tokens
+
+
+def interrupt_at(line, function):
+    """Calls a function, with Ctrl-C when it comes to this line, counted in all of records.py.
+
+    Returns:
+      Whether it came so far.
+    """
+    count = 0
+
+    def trace(frame, event, arg):
+        nonlocal count
+        if frame.f_code.co_filename != records.__file__:
+            return None
+        if event == 'line':
+            count += 1
+            if count == line:
+                raise KeyboardInterrupt
+        return trace
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
+def test_ctrl_c_in_the_middle_of_writing_loses_and_doubles_nothing(tmp_path, name):
+    settings = {'model': 'm', 'seed': 1}
+    opened = records.PlainText if name.endswith('txt') else functools.partial(
+        records.JsonLines, encoder=None, with_prompt=False)
+
+    def made(folder, line):
+        """Returns what is in a file of three samples, and whether writing was interrupted."""
+        folder.mkdir()
+        path = folder / name
+        with contextlib.closing(opened(str(path), 0)) as file:
+            file.begin(settings)
+            file.write([Given(index) for index in range(3)])
+            interrupted = interrupt_at(line, file.flush)
+            file.flush()
+        return [(folder / entry).read_bytes() for entry in sorted(os.listdir(str(folder)))
+                ], interrupted
+    whole, _ = made(tmp_path / 'whole', 0)
+    assert b'text 2' in whole[0]
+    for line in range(1, 200):
+        found, interrupted = made(tmp_path / str(line), line)
+        assert found == whole
+        if not interrupted:
+            break
+    assert 15 < line < 199
+
+
+@pytest.mark.parametrize('lengths', [[9, 9, 9, 9], [1, 9, 2, 5]], ids=str)
+def test_the_progress_bar_ends_at_all_that_there_is(lengths):
+    """And what it expects until then comes from the texts that are done."""
+    all_texts = [Given(index, n) for index, n in enumerate(lengths, 5)]
+    first = [Given(5, 1), Given(6, 1)]
+    first[0].done = first[1].done = False
+    batches = [first, all_texts[:1] + first[1:], [all_texts[1]], all_texts[2:]]
+    bar = io.StringIO()
+    for batch in records.watched(iter(batches), 9, 9, disable=False, file=bar, mininterval=0,
+                                 miniters=0):
+        assert batch
+    shown = [tuple(map(int, pair)) for pair in re.findall(r'(\d+)/(\d+) ', bar.getvalue())]
+    n, two, total = lengths[0], sum(lengths[:2]), sum(lengths)
+    assert shown[:4] == [(2, 36), (n + 1, 4 * n), (two, 2 * two), (total, total)]
+    assert 'tokens/s' in bar.getvalue()
 
 
 # ---- kill -9, full disks -----------------------------------------------------------------------
@@ -257,7 +420,7 @@ def test_killed_at_random_moments_and_resumed(command, tmp_path, name, n_kills):
     assert command(UNCONDITIONAL, *flags, '--output', whole, '--nsamples', n).run()[0] == 0
     assert path.read_bytes() == whole.read_bytes()
     if name.endswith('l'):
-        assert [record['index'] for record in records(path)] == list(range(n))
+        assert [record['index'] for record in parsed(path)] == list(range(n))
 
 
 @pytest.fixture
@@ -282,7 +445,9 @@ def test_a_full_disk(command, tiny, small_disk, tmp_path, name):
     assert name in stderr and 'No space left on device' in stderr
     written = path.read_bytes()
     n = written.count(b'\n' if name.endswith('l') else b' SAMPLE ')
-    assert n > 10
+    assert n > 10  # all records that fit: there is no room for another
+    if name.endswith('l'):
+        assert len(written) > 60000
     # Moved to where there is room, it goes on.
     for source in os.listdir(str(small_disk)):
         shutil.copy(str(small_disk / source), str(tmp_path))
@@ -324,7 +489,7 @@ def test_ctrl_c_keeps_all_that_is_done(command, tmp_path):
         except subprocess.TimeoutExpired:
             continue
     assert process.returncode == 130 and stdout == b''
-    assert [record['index'] for record in records(path)] == list(range(len(records(path))))
+    assert [record['index'] for record in parsed(path)] == list(range(len(parsed(path))))
     assert path.read_bytes().endswith(b'\n')
 
 
@@ -349,7 +514,7 @@ def test_prompts_of_all_lengths_share_a_batch(write, tiny, tmp_path, batch_size)
     stdout, stderr = write(conditional.continue_prompts, path, prompts=str(source), nsamples=2)
     assert stdout == '' and stderr.count('\n') == 2
     assert 'line 3 ' in stderr and 'empty' in stderr and 'line 4 ' in stderr and '1 token' in stderr
-    found = records(path)
+    found = parsed(path)
     assert [record['index'] for record in found] == [2 * line + n for line in USABLE
                                                      for n in range(2)]
     expected = sample_lines(tiny)
@@ -374,6 +539,21 @@ def test_prompts_from_stdin_and_from_json(command, tiny, tmp_path):
     assert (status, again) == (0, stdout)
     assert [line.split(':')[0] for line in stderr.splitlines()] == [
         'prompt in line %d left out' % number for number in (2, 4, 5, 6, 7)]
+
+
+@pytest.mark.parametrize('env', [
+    {'LC_ALL': 'C', 'PYTHONUTF8': 0, 'PYTHONCOERCECLOCALE': 0}, {'LC_ALL': 'C.UTF-8'}], ids=str)
+def test_all_is_utf_8_whatever_the_locale(command, tiny, tmp_path, env):
+    """With a byte order mark and Windows' line ends, too."""
+    source, path = tmp_path / 'prompts.txt', tmp_path / 'samples.jsonl'
+    source.write_bytes(b'\xef\xbb\xbf' + 'é\r\n🙂'.encode())
+    status, stdout, stderr = command(
+        CONDITIONAL, *tiny.flags, '--seed', 4, '--length', 12, '--stop_at', '你好', '--engine',
+        'graph', '--prompts', source, '--output', path, env=env).run()
+    assert (status, stdout, stderr) == (0, '', '')
+    for index, (prompt, record) in enumerate(zip('é🙂', parsed(path))):
+        assert record['prompt'] == prompt and record['settings']['stop_at'] == '你好'
+        assert [record['text']] == tiny.samples([index], seed=4, length=12, prompt=prompt)
 
 
 @pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])

@@ -3,6 +3,7 @@ import inspect
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -299,6 +300,31 @@ def test_ctrl_c_returns_to_the_prompt_and_there_it_leaves(command, tiny):
     assert screen.exitstatus == 130
 
 
+def test_ctrl_c_in_a_pipe_leaves_whole_samples(command, tiny):
+    script = command(INTERACTIVE, *tiny.flags, '--seed', 1, '--temperature', 0, '--length', 6,
+                     '--nsamples', 1000000).start()
+    script.stdin.write(b'Hello\n')
+    script.stdin.flush()
+    read = b''
+
+    def read_until(text):
+        nonlocal read
+        while text.encode('utf-8') not in read:
+            read += os.read(script.stdout.fileno(), 4096)
+
+    read_until(' SAMPLE 3 ')
+    for _ in range(PATIENCE):
+        script.send_signal(signal.SIGINT)
+        if select.select([script.stderr], [], [], 20)[0]:  # a line break
+            break
+    rest, stderr = script.communicate(timeout=120)  # which is Ctrl-D
+    stdout = (read + rest).decode('utf-8')
+    sample, = tiny.samples([0], seed=1, length=6, prompt='Hello', temperature=0)
+    shown = numbered([sample] * stdout.count(' SAMPLE '))
+    assert (script.returncode, stdout) == (0, PROMPT + shown + PROMPT + '\n')
+    assert stderr == b'\n' or b'Exception ignored' in stderr
+
+
 def test_a_text_is_shown_as_it_is_made(command):
     """One that has no end, at that, and is soon longer than the window."""
     models_dir = pathlib.Path(__file__).resolve().parent.parent / 'models'
@@ -338,7 +364,8 @@ def test_emoji_and_chinese_arrive_whole(command, tiny, tmp_path):
 def test_samples_of_a_batch_are_shown_one_after_the_other(command, tiny):
     """And they end where they are told to."""
     whole = tiny.samples(range(3), seed=5, length=20, prompt='Hello')
-    ending = whole[1][7:9]
+    ending = next(whole[1][i:i + 2] for i in range(5, 20) if whole[1][i:i + 2].isprintable()
+                  and '\ufffd' not in whole[1][i:i + 2])  # what is no UTF-8 cannot be asked for
     screen = command(INTERACTIVE, *tiny.flags, '--seed', 5, '--nsamples', 3, '--length', 20,
                      '--batch_size', 2, '--stop_at', ending).spawn()
     screen.expect_exact(PROMPT)
