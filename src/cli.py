@@ -190,6 +190,11 @@ def check_sampling_flags(flags):
     check_engine_flags(flags.engine, flags.dtype)
 
 
+def is_unicode(text):
+    """Says whether a text has no lone surrogates, which no file can hold."""
+    return not re.search('[\ud800-\udfff]', text)
+
+
 def in_utf8(name, value):
     """Returns what a text flag says in UTF-8, as which it was not read if the locale differs.
 
