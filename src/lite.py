@@ -1,9 +1,10 @@
 """The CPU engine: the model of `model.py` run by TensorFlow Lite, which comes with TensorFlow 2.
 
-`lite_converter.py` has made TensorFlow Lite models of the parts of each block before and after its
-attention, and of the output layer. They hold all the weights, as float32 or as int8, and treat
-every token by itself, so they take any number of tokens of any texts. Attention has no weights: it
-is done here, in NumPy, where the keys and values are; and so is the choice of the next token.
+`lite_converter.py` has made TensorFlow Lite models of what lies between the attention of one block
+and that of the next, and of the output layer. They hold all the weights, as float32 or as int8, and
+treat every token by itself, so they take any number of tokens of any texts. Attention has no
+weights: it is done here, in NumPy, where the keys and values are; and so is the choice of the next
+token.
 
 TensorFlow itself is not imported: that takes longer than a short text does.
 
@@ -15,7 +16,6 @@ import functools
 import glob
 import hashlib
 import importlib.util
-import itertools
 import math
 import os
 import sys
@@ -28,6 +28,7 @@ import generation
 
 DTYPES = ('float32', 'int8')
 PROMPT_TOKENS = 128  # to read at a time
+FORMAT = 2  # of the converted models: a new one where lite_converter.py makes others
 
 
 # Converted models
@@ -44,13 +45,13 @@ def tensorflow_version():
 def converted_folder(directory, dtype):
     """Returns where the converted models of a model directory are, or would be.
 
-    The name changes with the weights (the index of a checkpoint holds a checksum of each) and with
-    the version of TensorFlow.
+    The name changes with the weights (the index of a checkpoint holds a checksum of each), with the
+    version of TensorFlow and with the format.
     """
     with open(checkpoint.weights_prefix(directory) + '.index', 'rb') as file:
         index = file.read()
-    key = hashlib.sha256(index + tensorflow_version().encode()).hexdigest()[:16]
-    return os.path.join(directory, 'lite', '%s-%s' % (dtype, key))
+    key = hashlib.sha256(index + ('%s %d' % (tensorflow_version(), FORMAT)).encode()).hexdigest()
+    return os.path.join(directory, 'lite', '%s-%s' % (dtype, key[:16]))
 
 
 @functools.lru_cache(maxsize=None)
@@ -87,28 +88,34 @@ def open_interpreter(path):
 
 
 class Part:
-    """A converted part: takes float32 arrays [N, E], for any N, and returns one [N, ...]."""
+    """A converted part: takes float32 arrays [N, E], for any N, and returns arrays [N, ...].
+
+    What it returns lies in memory of its own, which the next call writes into.
+    """
 
     def __init__(self, path):
         self._interpreter = open_interpreter(path)
-        self._inputs = sorted(self._interpreter.InputIndices(),
-                              key=lambda index: self._interpreter.TensorName(index, 0))
-        self._output, = self._interpreter.OutputIndices()
-        self._interpreter.AllocateTensors()
-        self._n = 1
+        self._make_room(1)
         release(path)
 
     def __call__(self, *inputs):
-        n, width = inputs[0].shape
-        if n != self._n:
-            for index in self._inputs:
-                self._interpreter.ResizeInputTensor(index, np.array([n, width], np.int32), False)
-            self._interpreter.AllocateTensors()
-            self._n = n
-        for index, value in zip(self._inputs, inputs):
-            self._interpreter.SetTensor(index, value)
+        if len(inputs[0]) != len(self._inputs[0]):
+            self._make_room(len(inputs[0]))
+        for array, value in zip(self._inputs, inputs):
+            array[...] = value
         self._interpreter.Invoke()
-        return self._interpreter.GetTensor(self._output)
+        return self._outputs
+
+    def _make_room(self, n):
+        """Makes the arrays that are its inputs and outputs, of n tokens."""
+        part = self._interpreter
+        inputs = sorted(part.InputIndices().tolist(), key=lambda index: part.TensorName(index, 0))
+        for index in inputs:
+            shape = [n, part.TensorSize(index, 0)[1]]
+            part.ResizeInputTensor(index, np.array(shape, np.int32), False)
+        part.AllocateTensors()
+        self._inputs = [part.tensor(part, index, 0) for index in inputs]
+        self._outputs = [part.tensor(part, index, 0) for index in part.OutputIndices().tolist()]
 
 
 def processors():
@@ -129,6 +136,12 @@ def release(path):
             if line.rstrip('\n').endswith(path):
                 start, end = (int(address, 16) for address in line.split()[0].split('-'))
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4)
+
+
+def causal_mask(positions):
+    """As `model.causal_mask`, of queries at these positions [S]: [S, T]."""
+    later = np.arange(positions[-1] + 1) > positions[:, np.newaxis]
+    return np.where(later, np.float32(-np.inf), np.float32(0))
 
 
 def attention(q, k, v, mask):
@@ -157,7 +170,7 @@ class Sampler:
 
         def load(name):
             return Part(os.path.join(folder, name + '.tflite'))
-        self._layers = [(load('before%d' % i), load('after%d' % i)) for i in range(hparams.n_layer)]
+        *self._parts, self._last = [load('part%d' % i) for i in range(hparams.n_layer + 1)]
         n_pieces = sum(name.startswith('head') for name in os.listdir(folder))
         self._head = [load('head%d' % i) for i in range(n_pieces)]
         self._wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
@@ -177,7 +190,7 @@ class Sampler:
         self._token = np.zeros(len(prompts), dtype=int)
         self._position = np.zeros(len(prompts), dtype=int)
         self._done = np.zeros(len(prompts), dtype=bool)
-        self._cache = [(self._zeros(0), self._zeros(0)) for _ in self._layers]
+        self._cache = [self._slots(0) for _ in self._parts]
         self._make_room(max(map(len, prompts)))
         for prompt, rows in generation.rows_by_prompt(prompts):
             self.read(rows, prompt)
@@ -187,13 +200,12 @@ class Sampler:
         generation.check_prompts(self.hparams, [prompt])
         n_read, row = len(prompt) - 1, rows[0]
         self._make_room(n_read)
+        cache = [slots[:, row:row + 1] for slots in self._cache]
         for first in range(0, n_read, PROMPT_TOKENS):
             tokens = np.array([prompt[first:min(first + PROMPT_TOKENS, n_read)]])
-            positions = first + np.arange(tokens.size)[np.newaxis]
-            self._step(slice(row, row + 1), tokens, positions)
-        for slots in itertools.chain(*self._cache):
-            for other in rows[1:]:
-                slots[other, :, :n_read] = slots[row, :, :n_read]
+            self._step(tokens, np.array([first]), cache)
+        for slots in self._cache:
+            slots[:, rows, :, :n_read] = slots[:, row:row + 1, :, :n_read]
         self._token[rows] = prompt[-1]
         self._position[rows] = n_read
         self._done[rows] = False
@@ -204,8 +216,8 @@ class Sampler:
         self._make_room(self._position.max() + length)
         tokens, scores = [], []
         while len(tokens) < length and not (tokens and self._done.all()):
-            h = self._step(slice(None), self._token[:, np.newaxis], self._position[:, np.newaxis])
-            logits = np.concatenate([piece(h) for piece in self._head], axis=1)
+            x, a = self._step(self._token[:, np.newaxis], self._position, self._cache)
+            logits = self._logits(x, a)
             token = self._pick(logits, None if self.greedy else uniforms[:, len(tokens)])
             if self._score:
                 scores.append(self._score(logits, token))
@@ -218,47 +230,55 @@ class Sampler:
         self.logprobs = np.stack(scores, axis=1) if scores else None
         return np.stack(tokens, axis=1)
 
-    def _step(self, rows, tokens, positions):
-        """Reads tokens [B, S] of some rows (a slice) at positions [B, S]: [N, E], as `sample.step`.
+    def _step(self, tokens, firsts, cache):
+        """Reads tokens int [B, S], the next ones of each row, at positions from firsts int [B] on.
+
+        Args:
+          cache: the slots of each layer, which are written to.
+
+        Returns:
+          The input of the last block and what its heads attend to, [N, E] each.
         """
         n_batch, n_seq = tokens.shape
-        n_head, n_embd = self.hparams.n_head, self.hparams.n_embd
-        n_slots = positions.max() + 1
+        n_embd, n_head = self.hparams.n_embd, self.hparams.n_head
+        positions = firsts[:, np.newaxis] + np.arange(n_seq)
+        mask = causal_mask(positions[0]) if n_seq > 1 else None
         # Rows of different lengths attend one by one: to no more than their own slots, and with
         # results that do not depend, in any bit, on how long the others are.
-        ragged = n_seq == 1 and positions.min() + 1 < n_slots
-        mask = None  # else [B, 1, S, T]
-        if n_seq > 1:
-            later = np.arange(n_slots) > positions[:, :, np.newaxis]
-            mask = np.where(later, np.float32(-np.inf), np.float32(0))[:, np.newaxis]
-        row_numbers = np.arange(n_batch)[:, np.newaxis]
-        x = (self._wte[tokens] + self._wpe[positions]).reshape([-1, n_embd])
-        for (before, after), (keys, values) in zip(self._layers, self._cache):
-            qkv = before(x).reshape([n_batch, n_seq, 3, n_head, -1])
-            q = qkv[:, :, 0].swapaxes(1, 2)  # [B, H, S, D]
-            keys, values = keys[rows], values[rows]
-            keys[row_numbers, :, positions] = qkv[:, :, 1]
-            values[row_numbers, :, positions] = qkv[:, :, 2]
-            if ragged:
-                a = np.stack([attention(q[row], keys[row, :, :n], values[row, :, :n], None)
-                              for row, n in enumerate(positions[:, 0] + 1)])
-            else:
-                a = attention(q, keys[:, :, :n_slots], values[:, :, :n_slots], mask)
-            x = after(x, a.swapaxes(1, 2).reshape([-1, n_embd]))
-        return x
+        groups = [slice(0, n_batch)]
+        if (firsts != firsts[0]).any():
+            groups = [slice(row, row + 1) for row in range(n_batch)]
 
-    def _zeros(self, n_slots):
-        """Returns empty slots, float32 [B, H, T, D]."""
+        x, a = (self._wte[tokens] + self._wpe[positions]).reshape([-1, n_embd]), None
+        attended = np.empty([n_batch, n_seq, n_head, n_embd // n_head], np.float32)
+        for part, slots in zip(self._parts, cache):
+            x, qkv = part(x, a)
+            qkv = qkv.reshape([n_batch, n_seq, 3, n_head, -1]).transpose([2, 0, 3, 1, 4])
+            for rows in groups:
+                first, end = firsts[rows.start], firsts[rows.start] + n_seq
+                slots[:, rows, :, first:end] = qkv[1:, rows]
+                keys, values = slots[:, rows, :, :end]
+                attended[rows] = attention(qkv[0, rows], keys, values, mask).swapaxes(1, 2)
+            a = attended.reshape([-1, n_embd])
+        return x, a
+
+    def _logits(self, x, a):
+        """Does what comes after the last block's attention: [N, E] each -> [N, V]."""
+        h, = self._last(x, a)
+        return np.concatenate([logits for piece in self._head for logits in piece(h)], axis=1)
+
+    def _slots(self, n):
+        """Returns empty slots for the keys and values of a layer, float32 [2, B, H, T, D]."""
         width = self.hparams.n_embd // self.hparams.n_head
-        return np.zeros([len(self._token), self.hparams.n_head, n_slots, width], np.float32)
+        return np.zeros([2, len(self._token), self.hparams.n_head, n, width], np.float32)
 
-    def _make_room(self, n_slots):
-        """Grows the cache, if need be, to n_slots or more."""
-        missing = n_slots - self._cache[0][0].shape[2]
+    def _make_room(self, n):
+        """Grows the cache, if need be, to n slots or more."""
+        missing = n - self._cache[0].shape[-2]
         if missing > 0:
-            missing = math.ceil(missing / generation.CACHE_SLOTS) * generation.CACHE_SLOTS
-            self._cache = [tuple(np.concatenate([slots, self._zeros(missing)], axis=2)
-                                 for slots in layer) for layer in self._cache]
+            more = self._slots(math.ceil(missing / generation.CACHE_SLOTS) * generation.CACHE_SLOTS)
+            for layer, slots in enumerate(self._cache):  # one after another, to need less memory
+                self._cache[layer] = np.concatenate([slots, more], axis=-2)
 
 
 def pick(logits, uniforms, temperature, top_k, top_p):
@@ -269,19 +289,23 @@ def pick(logits, uniforms, temperature, top_k, top_p):
 
 
 def warp(logits, temperature, top_k, top_p):
-    """The weights that a token is drawn with, temperature above 0: float32 [B, V] -> [B, V].
+    """The weights that a token is drawn with, temperature above 0: float32 [B, V] -> [B, R^2].
 
     Weights, the probabilities before they are made to sum to 1, stand in for logits: those of
-    tokens that are left out are 0.
+    tokens that are left out are 0, and so are those that fill up the square.
     """
-    logits = (logits - logits.max(axis=-1, keepdims=True)) / np.float32(max(temperature, 1e-30))
-    weights = np.exp(logits)
+    n_batch, n_vocab = logits.shape
+    square = np.zeros([n_batch, generation.grid_side(n_vocab) ** 2], np.float32)
+    weights = square[:, :n_vocab]  # a view: all is done in place, as memory costs more than sums
+    np.subtract(logits, logits.max(axis=-1, keepdims=True), out=weights)
+    weights /= np.float32(max(temperature, 1e-30))
+    np.exp(weights, out=weights)
     for row in weights:
         if top_k > 0:
             row *= row >= kth_largest(row, top_k)
         if top_p < 1:
             row *= row >= smallest_of_nucleus(row, top_p)
-    return weights
+    return square
 
 
 def score(logits, token, temperature, top_k, top_p):
@@ -313,7 +337,7 @@ def smallest_of_nucleus(weights, p):
     Only the few weights near it are sorted: floats that are not negative compare as their bits do,
     so sums over those that begin with the same bits tell where it is.
     """
-    bits = weights.view(np.int32) >> 17
+    bits = weights.view(np.int32) >> 19
     # In the types that bincount works with: its own casts take five times as long.
     mass = np.bincount(bits.astype(np.intp), weights.astype(np.float64))
     larger = mass[::-1].cumsum()[::-1] - mass
@@ -325,12 +349,9 @@ def smallest_of_nucleus(weights, p):
 
 
 def draw(weights, uniforms):
-    """As `sample.draw`, from the tokens' weights: float32 [B, V] -> int [B]."""
-    n_batch, n_vocab = weights.shape
-    side = generation.grid_side(n_vocab)
-    grid = np.zeros([n_batch, side * side], np.float32)
-    grid[:, :n_vocab] = weights
-    grid = grid.reshape([n_batch, side, side])
+    """As `sample.draw`, from the tokens' weights: float32 [B, R^2] -> int [B]."""
+    n_batch, side = len(weights), uniforms.shape[-1] // 2
+    grid = weights.reshape([n_batch, side, side])
     gumbel = -np.log(-np.log(uniforms))
     with np.errstate(divide='ignore'):  # the logarithm of 0 is never the largest
         row = (np.log(grid.sum(axis=-1)) + gumbel[:, :side]).argmax(axis=-1)

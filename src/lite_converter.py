@@ -1,7 +1,7 @@
 """Converts a model for the CPU engine: the functions of `model.py` to TensorFlow Lite models.
 
-The part of each block before its attention and the part after it are converted to a model each,
-and so is the output layer, in pieces: so the memory needed is bounded. `lite.py` runs them.
+What lies between the attention of one block and that of the next is converted to a model each, and
+so is the output layer, in pieces: so the memory needed is bounded. `lite.py` runs them.
 
 Letters in the shape comments are those of `model.py`.
 """
@@ -57,7 +57,7 @@ def convert_parts(directory, hparams, dtype, folder):
         np.save(os.path.join(folder, name), reader.get_tensor('model/' + name))
     wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
     pieces = np.array_split(wte, math.ceil(wte.nbytes / PIECE_BYTES))
-    with tqdm(total=2 * hparams.n_layer + len(pieces), unit='part', disable=None,
+    with tqdm(total=hparams.n_layer + 1 + len(pieces), unit='part', disable=None,
               desc='converting to ' + dtype) as progress:
         for name, part in parts(hparams, reader, pieces):
             with open(os.path.join(folder, name + '.tflite'), 'wb') as file:
@@ -71,42 +71,50 @@ def parts(hparams, reader, pieces):
     Args:
       pieces: the token embeddings [V, E], cut into pieces.
     """
-    names = sorted(reader.get_variable_to_shape_map())
-    for layer in range(hparams.n_layer):
-        scope = 'model/h%d' % layer
-        weights = {name: reader.get_tensor(name) for name in names if name.startswith(scope + '/')}
-        yield 'before%d' % layer, dict(build=model.before_attention, n_inputs=1, scope=scope,
-                                       weights=weights)
-        after = functools.partial(model.after_attention, n_layer=hparams.n_layer)
-        yield 'after%d' % layer, dict(build=after, n_inputs=2, scope=scope, weights=weights)
+    for layer in range(hparams.n_layer + 1):
+        yield 'part%d' % layer, dict(build=functools.partial(part, hparams, layer),
+                                     n_inputs=1 if layer == 0 else 2, value=reader.get_tensor)
     for number, piece in enumerate(pieces):
-        weights = {'model/ln_f/' + name: reader.get_tensor('model/ln_f/' + name) for name in 'gb'}
-        weights['model/wte'] = piece
         cut = model.HParams(**dict(vars(hparams), n_vocab=len(piece)))
-        yield 'head%d' % number, dict(build=functools.partial(output_layer, cut), n_inputs=1,
-                                      scope='model', weights=weights)
+        values = {'model/wte': piece, 'model/wpe': reader.get_tensor('model/wpe')}
+        yield 'head%d' % number, dict(build=functools.partial(model.head, cut), n_inputs=1,
+                                      value=values.__getitem__)
 
 
-def output_layer(hparams, x):
-    """The last normalization and the head, [N, E] -> [N, V]."""
-    return model.head(hparams, model.norm(x, 'ln_f'))
+def part(hparams, layer, x, a=None):
+    """All between the attention of one block and that of the next, which is block `layer`.
+
+    Args:
+      layer: 0 for what comes before the first attention, n_layer for what comes after the last.
+      x: the input of the block before, or of the first, [N, E].
+      a: what its heads attend to, [N, E].
+
+    Returns:
+      The block's input x [N, E], and its queries, keys and values [N, 3E]; after the last block
+      the input of the output layer [N, E].
+    """
+    if layer > 0:
+        with tf.variable_scope('h%d' % (layer - 1)):
+            x = model.after_attention(x, a, hparams.n_layer)
+    if layer == hparams.n_layer:
+        return model.norm(x, 'ln_f')
+    with tf.variable_scope('h%d' % layer):
+        return x, model.before_attention(x)
 
 
-def convert_part(n_embd, dtype, build, n_inputs, scope, weights):
+def convert_part(n_embd, dtype, build, n_inputs, value):
     """Converts a function of n_inputs tensors [N, E] to a TensorFlow Lite model, and returns it.
 
     Args:
-      build: the function.
-      scope, weights: the variable scope it wants and the values of its variables by name.
+      build: the function, which returns a tensor or several.
+      value: a function from the name of a variable to its value.
     """
-    with tf.Graph().as_default(), tf.Session() as session, model.variables(scope):
+    with tf.Graph().as_default(), tf.Session() as session, model.variables():
         inputs = [tf.placeholder(tf.float32, [1, n_embd], 'input%d' % i) for i in range(n_inputs)]
-        output = build(*inputs)
+        outputs = tf.nest.flatten(build(*inputs))
         for variable in tf.global_variables():
-            if variable.op.name in weights:
-                session.run(variable.initializer,
-                            {variable.initial_value: weights[variable.op.name]})
-        converter = tf.lite.TFLiteConverter.from_session(session, inputs, [output])
+            session.run(variable.initializer, {variable.initial_value: value(variable.op.name)})
+        converter = tf.lite.TFLiteConverter.from_session(session, inputs, outputs)
         if dtype == 'int8':  # weights, each output channel with a scale of its own
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         return converter.convert()
