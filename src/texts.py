@@ -7,6 +7,7 @@ approximation: what the model no longer sees, it forgets, and the positions star
 
 import codecs
 import collections
+import functools
 import itertools
 import time
 
@@ -66,7 +67,9 @@ class Text:
                 self.ended = True
                 del self._bytes[end:]
         self.done = self.ended or len(self.tokens) == ends.length
-        self._sure = len(self._bytes) - (0 if self.done else overlap(self._bytes, ends.stop_at))
+        self._sure = len(self._bytes)
+        if ends.stop_at and not self.done:
+            self._sure -= overlap(self._bytes, ends.stop_at)
 
 
 def overlap(text, ending):
@@ -97,6 +100,11 @@ def grow(sampler, encoder, prompts, *, seed, length, keep, batch_size, stop_at='
       as done before.
     """
     ends = Ends(length, sampler.stop_token, stop_at.encode('utf-8'))
+
+    @functools.lru_cache(maxsize=None)  # decoding costs more than it seems, token by token
+    def token_bytes(token):
+        return encoder.decode_bytes([token])
+
     most = CHUNK if stop_at or sampler.stop_token is not None else length
     texts = (Text(index, prompt, generation.random_stream(seed, index))
              for index, prompt in prompts)
@@ -113,7 +121,7 @@ def grow(sampler, encoder, prompts, *, seed, length, keep, batch_size, stop_at='
         chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
         scores = np.full(tokens.shape, None) if sampler.logprobs is None else sampler.logprobs
         for text, *new in zip(rows, tokens.tolist(), scores.tolist()):
-            extend(text, *new, encoder, ends)
+            extend(text, *new, token_bytes, ends)
         yield list(begun)
         while begun and begun[0].done:
             begun.popleft()
@@ -147,12 +155,16 @@ def uniforms(sampler, rows, n):
     return numbers
 
 
-def extend(text, tokens, scores, encoder, ends):
-    """Adds tokens, and their scores if there are any, to a text until it is done."""
+def extend(text, tokens, scores, token_bytes, ends):
+    """Adds tokens, and their scores if there are any, to a text until it is done.
+
+    Args:
+      token_bytes: a function from a token to its bytes.
+    """
     for token, score in zip(tokens, scores):
         if text.done:
             return
-        text.add(token, encoder.decode_bytes([token]), ends)
+        text.add(token, token_bytes(token), ends)
         if score is not None:
             text.logprobs.append(score)
 

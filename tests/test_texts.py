@@ -31,19 +31,24 @@ class Made:
         self.opened = checkpoint.open_model('tiny', str(models_dir))
         self.samplers = {}
 
-    def grow(self, name, prompts, length, batch_size=4, options=WARPING, stop_token=None,
-             logprobs=False, keep=12, indices=None, **more):
-        """Returns the Texts by index, and checks the order they come in."""
+    def sampler(self, name, options=WARPING, stop_token=None, logprobs=False):
+        """Returns a sampler; the same for the same arguments."""
         key = name, stop_token, logprobs, tuple(sorted(options.items()))
         if key not in self.samplers:
             with tf.Graph().as_default():
                 self.samplers[key] = engine.open_sampler(
                     self.opened, name, 'float32', stop_token=stop_token, logprobs=logprobs,
                     **options)
+        return self.samplers[key]
+
+    def grow(self, name, prompts, length, batch_size=4, options=WARPING, stop_token=None,
+             logprobs=False, keep=12, indices=None, **more):
+        """Returns the Texts by index, and checks the order they come in."""
+        sampler = self.sampler(name, options, stop_token, logprobs)
         indices = range(len(prompts)) if indices is None else indices
         done = []
-        for batch in texts.grow(self.samplers[key], self.opened.encoder, zip(indices, prompts),
-                                seed=5, length=length, keep=keep, batch_size=batch_size, **more):
+        for batch in texts.grow(sampler, self.opened.encoder, zip(indices, prompts), seed=5,
+                                length=length, keep=keep, batch_size=batch_size, **more):
             assert len({id(text) for text in batch}) == len(batch) > 0
             for text in batch:
                 if not text.done:
@@ -162,22 +167,12 @@ def test_a_text_ends_before_what_it_is_to_stop_at(made, name):
             assert decode(text.tokens) == text.text + ending  # no token more
 
 
-class Words:
-    """An encoder whose tokens are these bytes."""
-
-    def __init__(self, *words):
-        self.words = words
-
-    def decode_bytes(self, tokens):
-        return b''.join(self.words[token] for token in tokens)
-
-
 def shown(words, stop_at=''):
     """Returns what is taken after each of these tokens, and the Text."""
     text, taken = texts.Text(0, [0]), []
     ends = texts.Ends(len(words), None, stop_at.encode('utf-8'))
     for number in range(len(words)):
-        texts.extend(text, [number], [None], Words(*words), ends)
+        texts.extend(text, [number], [None], words.__getitem__, ends)
         taken.append(text.take())
     return taken, text
 
@@ -208,12 +203,8 @@ def test_texts_are_cut_exactly_at_the_ending_and_nothing_of_it_is_shown(words, s
 
 
 def test_the_first_token_is_given_at_once_and_later_ones_in_time(made):
-    sampler = made.samplers.get(('graph', None, False, tuple(sorted(WARPING.items()))))
-    if sampler is None:
-        made.grow('graph', PROMPTS[:1], 1)
-        sampler = made.samplers['graph', None, False, tuple(sorted(WARPING.items()))]
-    batches = texts.grow(sampler, made.opened.encoder, [(0, [3]), (1, [4])], seed=0, length=20,
-                         keep=12, batch_size=2)
+    batches = texts.grow(made.sampler('graph'), made.opened.encoder, [(0, [3]), (1, [4])], seed=0,
+                         length=20, keep=12, batch_size=2)
     assert [len(text.tokens) for text in next(batches)] == [1, 1]
     lengths = [[len(text.tokens) for text in batch] for batch in batches]
     assert lengths[-1] == [20, 20] and lengths[0] == [3, 3]
@@ -227,9 +218,8 @@ def test_texts_without_end_do_not_pile_up(made):
         for index in range(1000):
             asked.append(index)
             yield index, [3]
-    sampler = made.samplers['graph', None, False, tuple(sorted(WARPING.items()))]
-    batches = texts.grow(sampler, made.opened.encoder, prompts(), seed=0, length=5, keep=12,
-                         batch_size=3)
+    batches = texts.grow(made.sampler('graph'), made.opened.encoder, prompts(), seed=0, length=5,
+                         keep=12, batch_size=3)
     for _, _ in zip(range(8), batches):
         pass
     assert 3 < len(asked) < 20
