@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import time
 import types
 
@@ -539,6 +540,39 @@ def test_a_killed_training_goes_on_exactly(command, tiny, models, saved, tmp_pat
     assert all(np.array_equal(weight, broken[name]) for name, weight in whole.items())
     for name in ['metrics.jsonl', 'training/step-300.data-00000-of-00001']:
         assert (models / 'whole' / name).read_bytes() == (models / 'broken' / name).read_bytes()
+
+
+def test_a_full_disk_is_told_and_gone_on_from(command, tiny, models, saved, tmp_path):
+    """What was written before stays; with room, it ends as if nothing had been."""
+    small = tmp_path / 'small'
+    small.mkdir()
+    if shutil.which('mount') is None or subprocess.call(
+            ['mount', '-t', 'tmpfs', '-o', 'size=480k', 'tmpfs', str(small)],
+            stderr=subprocess.DEVNULL):
+        pytest.skip('nothing can be mounted here')
+    try:
+        shutil.copytree(str(models / 'tiny'), str(small / 'tiny'))
+
+        def training(folder, *flags):
+            return command('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
+                           '--model_name', 'tiny', '--models_dir', folder, '--steps', 12,
+                           '--val_every', 3, '--seq_len', 16, '--keep_last', 9,
+                           '--sample_length', 0, *flags).run()
+
+        status, _, stderr = training(small)
+        assert status == 1 and stderr.count('\n') == 1
+        assert str(small / 'mine') in stderr and '--resume' in stderr
+        assert 'No space left on device' in stderr
+        shutil.copytree(str(small / 'mine'), str(models / 'mine'))
+    finally:
+        subprocess.check_call(['umount', str(small)])
+    assert training(models, '--resume')[0] == 0
+    (models / 'mine').rename(models / 'resumed')
+    assert training(models)[0] == 0
+    whole, resumed = saved(models / 'mine'), saved(models / 'resumed')
+    assert all(np.array_equal(weight, resumed[name]) for name, weight in whole.items())
+    assert (models / 'mine' / 'metrics.jsonl').read_bytes() == (
+        models / 'resumed' / 'metrics.jsonl').read_bytes()
 
 
 def test_going_on_with_other_settings_is_refused(command, refused, models, tmp_path):
