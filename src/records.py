@@ -45,25 +45,32 @@ def watched(batches, last, length, **options):
 
     Args:
       last: the index after that of the last text; None if they go on for ever.
-      length: how many tokens a text has that does not end by itself. Once there are some, the
-        time left is told from how many they had.
+      length: how many tokens a text has that does not end by itself.
       options: of tqdm.
     """
-    n_done = n_tokens = 0  # texts that are done, and their tokens
+    n_gone = n_tokens = 0  # texts that are in `batch` no more, and their tokens
     with tqdm(unit=' tokens', **dict(dict(disable=None), **options)) as progress:
         for batch in batches:
             made = n_tokens + sum(len(text.tokens) for text in batch)
-            for text in itertools.takewhile(lambda text: text.done, batch):
-                following = text.index + 1
-                n_done += 1
-                n_tokens += len(text.tokens)
+            n_done = n_gone + sum(text.done for text in batch)
             if last is not None:
-                if not batch[-1].done:
-                    following = next(text.index for text in batch if not text.done)
-                usual = n_tokens / n_done if n_done else length
-                progress.total = max(made, n_tokens + round((last - following) * usual))
+                progress.total = made + round(missing(batch, last, length, made, n_done))
             progress.update(made - progress.n)
             yield batch
+            for text in itertools.takewhile(lambda text: text.done, batch):
+                n_gone += 1
+                n_tokens += len(text.tokens)
+
+
+def missing(batch, last, length, made, n_done):
+    """Guesses how many tokens are still to be made.
+
+    As if any token were as likely as any other to end its text, the more tokens there are for each
+    text that is done, the longer the others are thought to be.
+    """
+    usual = min(length, made / n_done) if n_done else length
+    return usual * (last - batch[-1].index - 1) + sum(
+        min(usual, length - len(text.tokens)) for text in batch if not text.done)
 
 
 class Printer:
