@@ -20,6 +20,7 @@ l+o and lo+w, to one token; ` lower` in four, to two:
 ['low', ' low', 'er']
 """
 
+import hashlib
 import json
 import numbers
 import os
@@ -47,6 +48,11 @@ STRETCH = regex.compile(r'.{1,1024}\s*\S*', regex.DOTALL)
 # this many, they are dropped and collected anew: 10 MB of English, 100 MB at the very worst.
 SHORT_WORD = 32
 KEPT_WORDS = 2 ** 16
+
+# A list of merges may have a token that is out of reach: by b+c, a+b and ab+c, `abc` is joined to a
+# and bc. The released list has none (a test joins the bytes of each). So a word that is a token
+# there, as half of all words are when they are first met, need not be joined.
+RELEASED_MERGES = '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5'  # its sha256
 
 
 def byte_symbols():
@@ -82,16 +88,16 @@ def join(tokens, ranks, results):
     never = len(results)
     tokens.append(None)  # joins with no token: the neighbour of the last, and (as -1) of the first
     pair_ranks = [ranks.get(pair, never) for pair in zip(tokens, tokens[1:])]
-    while True:
-        rank = min(pair_ranks)
-        if rank == never:
-            return tokens[:-1]
-        while rank in pair_ranks:
-            i = pair_ranks.index(rank)
-            tokens[i] = results[rank]
-            del tokens[i + 1], pair_ranks[i]
-            pair_ranks[i - 1] = ranks.get((tokens[i - 1], tokens[i]), never)
-            pair_ranks[i] = ranks.get((tokens[i], tokens[i + 1]), never)
+    rank = min(pair_ranks)
+    while rank != never:
+        i = pair_ranks.index(rank)
+        tokens[i] = joined = results[rank]
+        del tokens[i + 1], pair_ranks[i]
+        pair_ranks[i - 1] = ranks.get((tokens[i - 1], joined), never)
+        pair_ranks[i] = ranks.get((joined, tokens[i + 1]), never)
+        if rank not in pair_ranks:
+            rank = min(pair_ranks)
+    return tokens[:-1]
 
 
 def join_long(tokens, ranks, results):
@@ -148,9 +154,10 @@ class Encoder:
     Args:
       encoder: dict, token (a str of byte symbols) -> id, the ids being 0 to n - 1.
       merges: list of pairs of tokens that may be joined, those that go first first.
+      reachable: whether the bytes of each token are known to be joined to this token.
     """
 
-    def __init__(self, encoder, merges):
+    def __init__(self, encoder, merges, reachable=False):
         symbols = byte_symbols()
         self.encoder = encoder
         self._byte_ids = [encoder[symbols[byte]] for byte in range(256)]
@@ -160,6 +167,7 @@ class Encoder:
         byte_of = {symbol: bytes([byte]) for byte, symbol in symbols.items()}
         self._bytes = [b''.join(byte_of.get(c) or c.encode('utf-8', 'replace') for c in token)
                        for token in sorted(encoder, key=encoder.get)]
+        self._ids = {token: i for i, token in enumerate(self._bytes)} if reachable else {}
         self._memory = Memory(self._encode_word)
 
     def encode(self, text):
@@ -189,7 +197,10 @@ class Encoder:
         return tokens
 
     def _encode_word(self, word):
-        tokens = [self._byte_ids[byte] for byte in word.encode('utf-8', 'surrogateescape')]
+        data = word.encode('utf-8', 'surrogateescape')
+        if data in self._ids:
+            return [self._ids[data]]
+        tokens = [self._byte_ids[byte] for byte in data]
         join_word = join if len(word) <= SHORT_WORD else join_long
         return join_word(tokens, self._ranks, self._results)
 
@@ -210,7 +221,11 @@ def get_encoder(model_name, models_dir='models'):
     """
     directory = os.path.join(models_dir, model_name)
     encoder = read_encoder(os.path.join(directory, 'encoder.json'))
-    return Encoder(encoder, read_merges(os.path.join(directory, 'vocab.bpe'), encoder))
+    path = os.path.join(directory, 'vocab.bpe')
+    merges = read_merges(path, encoder)
+    with open(path, 'rb') as file:
+        reachable = hashlib.sha256(file.read()).hexdigest() == RELEASED_MERGES
+    return Encoder(encoder, merges, reachable)
 
 
 def read_encoder(path):
