@@ -54,8 +54,7 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, resum
     --accumulation   batches a step, whose mean gradient is taken, at least 1: 1
     --seq_len        tokens a sequence, 2 to the model's window; all of it if not given
     --learning_rate  the highest, above 0: 1e-4
-    --schedule       of the rate after it has risen: cosine, which falls to a tenth, or constant:
-                     cosine
+    --schedule       of the rate once it has risen: cosine, down to a tenth, or constant: cosine
     --warmup         steps in which the rate rises, at least 0; a twentieth of all if not given
     --weight_decay   of matrices and embeddings, times the rate, as in AdamW; at least 0: 0.01
     --clip_norm      largest norm of a step's gradient, above 0; a longer one is shortened: 1
