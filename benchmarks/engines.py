@@ -5,7 +5,6 @@ Nothing big is imported before an engine needs it: its start and its memory are 
 
 import collections
 import functools
-import glob
 import importlib.util
 import json
 import os
@@ -299,8 +298,9 @@ def converted(folder, name):
 def is_converted(folder, name):
     """Says whether an engine finds the model in its own format in the working folder."""
     if name in LITE:
-        return glob.glob(os.path.join(folder, MODEL, 'lite',
-                                      ENGINES[name].load.keywords['dtype'] + '-*'))
+        import lite
+        return os.path.isdir(lite.converted_folder(os.path.join(folder, MODEL),
+                                                   ENGINES[name].load.keywords['dtype']))
     return os.path.exists(converted(folder, name))
 
 
