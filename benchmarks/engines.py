@@ -150,9 +150,8 @@ def open_project(folder, engine, dtype, **options):
 
 def load_project(folder, target, temperature, engine, dtype):
     """This project."""
-    import generation
     sampler = open_project(folder, engine, dtype, temperature=temperature)
-    return functools.partial(sampling, generation.complete, sampler)
+    return functools.partial(sampling, sampler)
 
 
 def load_before(folder, target, temperature):
@@ -165,12 +164,13 @@ def load_before(folder, target, temperature):
     session = tf.Session()
     sampler = sample.Sampler(session, opened.hparams, temperature=temperature)
     checkpoint.restore(session, opened.directory)
-    return functools.partial(sampling, sample.complete, sampler)
+    return functools.partial(sampling, sampler)
 
 
-def sampling(complete, sampler, prompts, n_new):
-    """Samples as the scripts do."""
-    return complete(sampler, prompts, range(len(prompts)), seed=0, length=n_new)
+def sampling(sampler, prompts, n_new):
+    """Samples by this project's bare loop."""
+    import generation
+    return generation.complete(sampler, prompts, range(len(prompts)), seed=0, length=n_new)
 
 
 def load_transformers(folder, target, temperature, dtype):

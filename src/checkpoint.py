@@ -326,9 +326,21 @@ def replace_file(source, target):
     os.replace(partial, target)
 
 
+def write_file(path, parts):
+    """Writes a text file from its parts; it is there in whole or not at all, also after a crash."""
+    partial = path + '.partial'
+    try:
+        with open(partial, 'w', encoding='utf-8') as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
 def write_state(directory, name):
     """Makes the state file of a model directory name its weights."""
-    path = os.path.join(directory, 'checkpoint')
-    with open(path + '.partial', 'w', encoding='utf-8') as file:
-        file.write('model_checkpoint_path: "%s"\nall_model_checkpoint_paths: "%s"\n' % (name, name))
-    os.replace(path + '.partial', path)
+    write_file(os.path.join(directory, 'checkpoint'), [
+        'model_checkpoint_path: "%s"\nall_model_checkpoint_paths: "%s"\n' % (name, name)])

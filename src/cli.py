@@ -244,6 +244,13 @@ def choose_seed(seed):
     return seed
 
 
+# The machine
+
+def processors():
+    """Returns the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 # TensorFlow
 
 @functools.lru_cache(maxsize=None)

@@ -200,8 +200,9 @@ def encode_files(paths, encoder):
         if n_bytes <= PIECE:  # not worth the processes
             yield from (encode_piece(encoder, text) for text in pieces())
             return
-        with multiprocessing.Pool(initializer=start_worker, initargs=(encoder,)) as pool:
-            yield from in_order(pool, work, pieces(), 4 * multiprocessing.cpu_count())
+        n = cli.processors()
+        with multiprocessing.Pool(n, start_worker, (encoder,)) as pool:
+            yield from in_order(pool, work, pieces(), 4 * n)
 
 
 def start_worker(encoder):

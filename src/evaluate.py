@@ -5,7 +5,6 @@ See --help.
 
 import collections
 import functools
-import hashlib
 import json
 import math
 import os
@@ -111,7 +110,8 @@ def evaluate(task: str, file: str = None, model_name='124M', data_dir='data', li
         raise cli.UsageError('--html is for the task score')
     if file and task == 'all':
         raise cli.UsageError('all takes no FILE; name their folder with --data_dir')
-    settings = {'model': model_name, 'weights': weights_digest(opened), 'limit': limit,
+    settings = {'model': model_name, 'weights': checkpoint.weights_digest(opened.directory),
+                'limit': limit,
                 'stride': stride, 'raw': raw}
     evaluate_tasks(list(TASKS) if task == 'all' else [task], file, data_dir, settings, output,
                    functools.partial(open_run, opened, batch_size, stride, corpora.STOP_WORDS))
@@ -148,7 +148,7 @@ def evaluate_tasks(names, file, data_dir, settings, output, start):
                           'measures': [with_paper(measure, settings) for measure in measures]}
             results.append(done[name])
             if output:
-                report.write_file(output, [json.dumps(results, indent=1)])
+                checkpoint.write_file(output, [json.dumps(results, indent=1)])
         if name in done:
             print_result(done[name])
     if missing:
@@ -160,12 +160,6 @@ def find(name, data_dir):
     """Returns the path of a task's file in the data folder, or None."""
     paths = [os.path.join(data_dir, file) for file in TASKS[name].files]
     return next(filter(os.path.exists, paths), None)
-
-
-def weights_digest(opened):
-    """Returns a short text that changes with the weights, as their index holds checksums."""
-    with open(checkpoint.weights_prefix(opened.directory) + '.index', 'rb') as file:
-        return hashlib.sha256(file.read()).hexdigest()[:16]
 
 
 def read_results(path):

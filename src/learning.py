@@ -71,13 +71,7 @@ def total_loss(hparams, tokens, drop=model.unchanged, recompute=False):
       drop, recompute: as in `model.transformer`.
     """
     X, targets = tokens[:, :-1], tf.reshape(tokens[:, 1:], [-1])
-    n_seq = model.shape_list(X)[1]
-    mask = model.causal_mask(n_seq, n_seq)
-
-    def attend(layer, q, k, v):
-        return model.attention(q, k, v, mask, drop)
-
-    h = model.transformer(hparams, X, tf.range(n_seq), attend, drop, recompute)
+    h = model.read_texts(hparams, X, drop, recompute)
     logits = model.head(hparams, tf.reshape(h, [-1, hparams.n_embd]))  # [N, V]
     return tf.reduce_sum(
         tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits))

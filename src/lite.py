@@ -45,12 +45,10 @@ def tensorflow_version():
 def converted_folder(directory, dtype):
     """Returns where the converted models of a model directory are, or would be.
 
-    The name changes with the weights (the index of a checkpoint holds a checksum of each), with the
-    version of TensorFlow and with the format.
+    The name changes with the weights, with the version of TensorFlow and with the format.
     """
-    with open(checkpoint.weights_prefix(directory) + '.index', 'rb') as file:
-        index = file.read()
-    key = hashlib.sha256(index + ('%s %d' % (tensorflow_version(), FORMAT)).encode()).hexdigest()
+    key = hashlib.sha256(('%s %s %d' % (checkpoint.weights_digest(directory), tensorflow_version(),
+                                        FORMAT)).encode()).hexdigest()
     return os.path.join(directory, 'lite', '%s-%s' % (dtype, key[:16]))
 
 
@@ -81,10 +79,10 @@ def open_interpreter(path):
             raise ImportError
         resolver, preserve_all, no_delegates, newest_kernels = 1, False, False, False  # defaults
         return interpreter_library().CreateWrapperFromFile(
-            path, resolver, [], [], preserve_all, no_delegates, processors(), newest_kernels)
+            path, resolver, [], [], preserve_all, no_delegates, cli.processors(), newest_kernels)
     except (ImportError, TypeError):  # another TensorFlow has it elsewhere, or calls it otherwise
         lite = cli.import_tensorflow().lite
-        return lite.Interpreter(path, num_threads=processors())._interpreter
+        return lite.Interpreter(path, num_threads=cli.processors())._interpreter
 
 
 class Part:
@@ -116,11 +114,6 @@ class Part:
         part.AllocateTensors()
         self._inputs = [part.tensor(part, index, 0) for index in inputs]
         self._outputs = [part.tensor(part, index, 0) for index in part.OutputIndices().tolist()]
-
-
-def processors():
-    """Returns the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def release(path):

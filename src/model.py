@@ -200,6 +200,21 @@ def transformer(hparams, X, positions, attend, drop=unchanged, recompute=False):
     return tf.reshape(norm(h, 'ln_f'), [n_batch, n_seq, hparams.n_embd])
 
 
+def read_texts(hparams, X, drop=unchanged, recompute=False):
+    """The transformer on whole texts, from their first tokens on: X [B, S] -> [B, S, E].
+
+    Args:
+      drop, recompute: as in `transformer`.
+    """
+    n_seq = shape_list(X)[1]
+    mask = causal_mask(n_seq, n_seq)
+
+    def attend(layer, q, k, v):
+        return attention(q, k, v, mask, drop)
+
+    return transformer(hparams, X, tf.range(n_seq), attend, drop, recompute)
+
+
 def head(hparams, h):
     """The output layer: h [N, E] -> logits [N, V], with the token embeddings as its weights."""
     wte, _ = embeddings(hparams)

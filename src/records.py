@@ -15,6 +15,7 @@ import time
 
 from tqdm import tqdm
 
+import checkpoint
 import cli
 
 try:
@@ -319,14 +320,4 @@ class PlainText(File):
         """Replaces the file beside it, at once."""
         state = {'settings': self.settings, 'first_sample': self._first, 'next': self.next,
                  'bytes': self._progress.size}
-        partial = self._beside + '.partial'
-        try:
-            with open(partial, 'w', encoding='utf-8') as file:
-                json.dump(state, file, indent=1, ensure_ascii=False)
-                file.write('\n')
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self._beside)
-        finally:
-            if os.path.exists(partial):
-                os.remove(partial)
+        checkpoint.write_file(self._beside, [json.dumps(state, indent=1, ensure_ascii=False), '\n'])

@@ -61,13 +61,6 @@ def check_writable(path):
         raise cli.UserError('%s cannot be written: %s' % (path, error.strerror))
 
 
-def write_file(path, parts):
-    """Writes a text file from its parts; it is there in whole or not at all."""
-    with open(path + '.partial', 'w', encoding='utf-8') as file:
-        file.writelines(parts)
-    os.replace(path + '.partial', path)
-
-
 # Scores
 
 def score_documents(run, documents, output, html_path):
@@ -86,9 +79,9 @@ def score_documents(run, documents, output, html_path):
                 print(json.dumps(result), flush=True)
         results += group
     if output:
-        write_file(output, [json.dumps(result) + '\n' for result in results])
+        checkpoint.write_file(output, [json.dumps(result) + '\n' for result in results])
     if html_path:
-        write_file(html_path, page(results, run.opened))
+        checkpoint.write_file(html_path, page(results, run.opened))
 
 
 def score_group(run, documents):

@@ -149,15 +149,9 @@ def score(hparams, tokens, places, targets, allowed=None):
       Scores, each [M]. A rank is 1 + the number of tokens with a strictly larger logit, so equals
       share the better rank. A filtered rank counts the allowed among these.
     """
-    n_seq = model.shape_list(tokens)[1]
-    mask = model.causal_mask(n_seq, n_seq)
     n_places = tf.size(places)
-
-    def attend(layer, q, k, v):
-        return model.attention(q, k, v, mask)
-
     with model.variables():
-        h = model.transformer(hparams, tokens, tf.range(n_seq), attend)
+        h = model.read_texts(hparams, tokens)
         h = tf.gather(tf.reshape(h, [-1, hparams.n_embd]), places)  # [M, E]
         wte, _ = model.embeddings(hparams)
 

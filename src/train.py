@@ -15,7 +15,7 @@ from tqdm import tqdm
 import checkpoint
 import cli
 import dataset
-import generation
+import texts
 from checkpoint import END_OF_TEXT
 
 # The flags that decide what is learned. With --resume they must be as they were.
@@ -80,15 +80,15 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, resum
     start = checkpoint.open_model(model_name, models_dir, weights=not scratch)
     fit_to_model(flags, start.hparams)
     directory = output_directory(output, models_dir, resume)
-    texts = dataset.open_dataset(data, start)
+    opened = dataset.open_dataset(data, start)
     lengths = dataset.byte_lengths(start.encoder)
-    tokens, rest = dataset.split(texts.tokens, lengths, held_out)
+    tokens, rest = dataset.split(opened.tokens, lengths, held_out)
     held_out = HeldOut(rest, int(lengths[rest[1:]].sum()))
     if len(tokens) <= flags.seq_len or not held_out.n_bytes:
         raise cli.UserError('%s is too short: %d tokens to train on, for sequences of %d; give '
                             'more text, or a smaller --seq_len'
                             % (data, len(tokens), flags.seq_len))
-    settings = dict({name: getattr(flags, name) for name in SETTINGS}, text=texts.key)
+    settings = dict({name: getattr(flags, name) for name in SETTINGS}, text=opened.key)
     progress = read_progress(directory, settings) if resume else Progress(0, None)
     make_directory(directory)
     trim_metrics(directory, progress.step)
@@ -196,8 +196,9 @@ class Trainer:
             allow_soft_placement=True, device_count={'CPU': len(devices)}))
         self.events = tf.summary.FileWriter(os.path.join(directory, 'training'))
         self.end = start.encoder.encoder[END_OF_TEXT]
-        self.sampler = sample.Sampler(self.session, start.hparams, stop_token=self.end,
-                                      top_k=min(40, start.hparams.n_vocab))
+        if flags.sample_length:
+            self.sampler = sample.Sampler(self.session, start.hparams, stop_token=self.end,
+                                          top_k=min(40, start.hparams.n_vocab))
 
     def begin(self, progress):
         """Gives the weights and the optimizer the values to start from, or to go on from."""
@@ -283,10 +284,11 @@ class Trainer:
 
     def sample(self):
         """Returns a text that the model makes up now, drawn from the 40 likeliest tokens each."""
-        length = min(self.flags.sample_length, self.start.hparams.n_ctx)
-        made = np.concatenate(list(generation.generate(
-            self.sampler, [[self.end]], [self.done], seed=self.flags.seed, length=length)), axis=1)
-        return self.start.encoder.decode([token for token in made[0] if token != self.end])
+        keep = max(1, self.start.hparams.n_ctx // 2)
+        *_, (text,) = texts.grow(
+            self.sampler, self.start.encoder, [(self.done, [self.end])], seed=self.flags.seed,
+            length=self.flags.sample_length, keep=keep, batch_size=1)
+        return text.text
 
     def log(self, **scalars):
         """Hands scalars to TensorBoard."""
@@ -449,10 +451,8 @@ def write_progress(session, saver, directory, progress, settings, keep_last):
     folder = os.path.join(directory, 'training')
     saver.save(session, state_path(directory, progress.step), write_state=False,
                write_meta_graph=False)
-    path = os.path.join(folder, 'progress.json')
-    with open(path + '.partial', 'w', encoding='utf-8') as file:
-        json.dump(dict(progress._asdict(), settings=settings), file)
-    os.replace(path + '.partial', path)
+    checkpoint.write_file(os.path.join(folder, 'progress.json'),
+                          [json.dumps(dict(progress._asdict(), settings=settings))])
     checkpoint.write_state(folder, 'step-%d' % progress.step)
     files = collections.defaultdict(list)  # by step
     for other in glob.glob(os.path.join(glob.escape(folder), 'step-*')):
@@ -477,9 +477,7 @@ def trim_metrics(directory, step):
         with open(path, encoding='utf-8') as file:
             whole = [line for line in file if line.endswith('\n')]
         lines = [line for line in whole if json.loads(line)['step'] <= step]
-    with open(path + '.partial', 'w', encoding='utf-8') as file:
-        file.writelines(lines)
-    os.replace(path + '.partial', path)
+    checkpoint.write_file(path, lines)
 
 
 if __name__ == '__main__':

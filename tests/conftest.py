@@ -1,6 +1,7 @@
 """What several test files share: commands run as processes, and a small model to run them on."""
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,37 @@ def tf():
     tensorflow = cli.import_tensorflow()
     import model  # noqa: F401  (switches to graph mode)
     return tensorflow
+
+
+@pytest.fixture
+def saved(tf):
+    """A function from a model directory to its weights, {name: array}, read by TensorFlow."""
+    def read(path):
+        import checkpoint
+        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(str(path)))
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+    return read
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a folder on a disk of so many kilobytes, which the test may fill."""
+    folders = []
+
+    def mount(size):
+        folder = tmp_path / ('disk of %d' % size)
+        folder.mkdir()
+        if shutil.which('mount') is None or subprocess.call(
+                ['mount', '-t', 'tmpfs', '-o', 'size=%dk' % size, 'tmpfs', str(folder)],
+                stderr=subprocess.DEVNULL):
+            pytest.skip('nothing can be mounted here')
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.check_call(['umount', str(folder)])
 
 
 class TinyModel:

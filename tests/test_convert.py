@@ -113,16 +113,6 @@ def same(weights, others):
 
 
 @pytest.fixture
-def saved(tf):
-    """A function from a model directory to its weights, {name: array}, read by TensorFlow."""
-    def read(path):
-        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(str(path)))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-    return read
-
-
-@pytest.fixture
 def hf(tiny, tmp_path):
     """A folder of transformers with the tiny model."""
     return write_transformers(tmp_path / 'hf', tiny)

@@ -423,23 +423,11 @@ def test_killed_at_random_moments_and_resumed(command, tmp_path, name, n_kills):
         assert [record['index'] for record in parsed(path)] == list(range(n))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of 64 KB."""
-    folder = tmp_path / 'disk'
-    folder.mkdir()
-    if shutil.which('mount') is None or subprocess.call(
-            ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)],
-            stderr=subprocess.DEVNULL):
-        pytest.skip('nothing can be mounted here')
-    yield folder
-    subprocess.check_call(['umount', str(folder)])
-
-
 @pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
 def test_a_full_disk(command, tiny, small_disk, tmp_path, name):
     flags = [*tiny.flags, '--seed', 4, '--batch_size', 8, '--engine', 'graph', '--output']
-    path = small_disk / name
+    folder = small_disk(64)
+    path = folder / name
     status, stdout, stderr = command(UNCONDITIONAL, *flags, path).run()
     assert (status, stdout, stderr.count('\n')) == (1, '', 1)
     assert name in stderr and 'No space left on device' in stderr
@@ -449,8 +437,8 @@ def test_a_full_disk(command, tiny, small_disk, tmp_path, name):
     if name.endswith('l'):
         assert len(written) > 60000
     # Moved to where there is room, it goes on.
-    for source in os.listdir(str(small_disk)):
-        shutil.copy(str(small_disk / source), str(tmp_path))
+    for source in os.listdir(str(folder)):
+        shutil.copy(str(folder / source), str(tmp_path))
     for target in (tmp_path / name, tmp_path / ('whole.' + name)):
         command(UNCONDITIONAL, *flags, target, '--nsamples', n + 5).run()
     whole = (tmp_path / ('whole.' + name)).read_bytes()

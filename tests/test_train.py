@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 import types
 
@@ -37,16 +36,6 @@ def models(tiny, tmp_path):
     folder = tmp_path / 'models'
     shutil.copytree(str(tiny.path), str(folder / 'tiny'))
     return folder
-
-
-@pytest.fixture
-def saved(tf):
-    """A function from a model directory to its weights, {name: array}, read by TensorFlow."""
-    def read(path):
-        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(str(path)))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-    return read
 
 
 def write(path, text):
@@ -542,30 +531,21 @@ def test_a_killed_training_goes_on_exactly(command, tiny, models, saved, tmp_pat
         assert (models / 'whole' / name).read_bytes() == (models / 'broken' / name).read_bytes()
 
 
-def test_a_full_disk_is_told_and_gone_on_from(command, tiny, models, saved, tmp_path):
+def test_a_full_disk_is_told_and_gone_on_from(command, models, saved, small_disk, tmp_path):
     """What was written before stays; with room, it ends as if nothing had been."""
-    small = tmp_path / 'small'
-    small.mkdir()
-    if shutil.which('mount') is None or subprocess.call(
-            ['mount', '-t', 'tmpfs', '-o', 'size=480k', 'tmpfs', str(small)],
-            stderr=subprocess.DEVNULL):
-        pytest.skip('nothing can be mounted here')
-    try:
-        shutil.copytree(str(models / 'tiny'), str(small / 'tiny'))
+    def training(folder, *flags):
+        return command('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
+                       '--model_name', 'tiny', '--models_dir', folder, '--steps', 12,
+                       '--val_every', 3, '--seq_len', 16, '--keep_last', 9,
+                       '--sample_length', 0, *flags).run()
 
-        def training(folder, *flags):
-            return command('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
-                           '--model_name', 'tiny', '--models_dir', folder, '--steps', 12,
-                           '--val_every', 3, '--seq_len', 16, '--keep_last', 9,
-                           '--sample_length', 0, *flags).run()
-
-        status, _, stderr = training(small)
-        assert status == 1 and stderr.count('\n') == 1
-        assert str(small / 'mine') in stderr and '--resume' in stderr
-        assert 'No space left on device' in stderr
-        shutil.copytree(str(small / 'mine'), str(models / 'mine'))
-    finally:
-        subprocess.check_call(['umount', str(small)])
+    small = small_disk(480)
+    shutil.copytree(str(models / 'tiny'), str(small / 'tiny'))
+    status, _, stderr = training(small)
+    assert status == 1 and stderr.count('\n') == 1
+    assert str(small / 'mine') in stderr and '--resume' in stderr
+    assert 'No space left on device' in stderr
+    shutil.copytree(str(small / 'mine'), str(models / 'mine'))
     assert training(models, '--resume')[0] == 0
     (models / 'mine').rename(models / 'resumed')
     assert training(models)[0] == 0
