@@ -256,27 +256,28 @@ class Trainer:
             raise diverged(self.done, nats)
         bits = nats * (len(held_out.tokens) - 1) / held_out.n_bytes / math.log(2)
         kept = self.best is None or nats < self.best
-        self.best = nats if kept else self.best
+        best = nats if kept else self.best
         loss = float(np.mean(self.losses))
         self.save({'step': self.done, 'training_loss': loss, 'held_out_loss': nats,
-                   'bits_per_byte': bits, 'kept': kept})
+                   'bits_per_byte': bits, 'kept': kept}, best)
+        self.best, self.losses = best, []  # only now: until here Ctrl-C has it measured once more
         self.log(held_out_loss=nats, bits_per_byte=bits)
         self.events.flush()
         self.tell('step %d: training loss %.4f, held-out loss %.4f nats per token, %.4f bits per '
                   'byte%s' % (self.done, loss, nats, bits, ', kept' if kept else ''))
         if self.flags.sample_length:
             self.tell('=' * 40 + ' STEP %d ' % self.done + '=' * 40 + '\n' + self.sample())
-        self.losses = []
 
-    def save(self, metrics):
+    def save(self, metrics, best):
         """Writes the weights if they are to be kept, the measurements, and what --resume needs."""
         tf = cli.import_tensorflow()
         try:
             if metrics['kept']:
                 checkpoint.save(self.session, self.weights, self.directory, self.start.directory)
+            trim_metrics(self.directory, self.done - 1)
             append_metrics(self.directory, metrics)
             write_progress(self.session, self.everything, self.directory,
-                           Progress(self.done, self.best), self.settings, self.flags.keep_last)
+                           Progress(self.done, best), self.settings, self.flags.keep_last)
         except (OSError, tf.errors.OpError) as error:
             problem = error.strerror if isinstance(error, OSError) else error.message
             raise cli.UserError('%s cannot be written to (%s); make room there, then go on with '

@@ -195,6 +195,24 @@ def test_ctrl_c_keeps_what_was_learned(command, tiny, models, saved, tmp_path):
     assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
 
 
+@pytest.mark.parametrize('function', ['append_metrics', 'write_progress'])
+def test_ctrl_c_amid_saving(tf, models, tmp_path, monkeypatch, capsys, function):
+    """The step is measured again, and there is one line of it."""
+    def interrupted(*arguments):
+        monkeypatch.undo()
+        getattr(train, function)(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, function, interrupted)
+    with tf.Graph().as_default(), pytest.raises(KeyboardInterrupt):
+        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
+                    models_dir=str(models), seq_len=8, val_every=2, sample_length=0)
+    line, = (models / 'mine' / 'metrics.jsonl').open()
+    assert json.loads(line)['step'] == 2 and json.loads(line)['kept']
+    progress = json.loads((models / 'mine' / 'training' / 'progress.json').read_text())
+    assert progress['step'] == 2 and progress['best'] == json.loads(line)['held_out_loss']
+
+
 def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
     """The more it learns of the first nine tenths, the less it expects the last."""
     text = 'a' * 900 + 'b' * 100
@@ -307,10 +325,17 @@ def batches_of(tiny, n, **changes):
     return [train.random_batch(tokens, flags, i) for i in range(n)]
 
 
+LARGER = {'n_vocab': 257, 'n_ctx': 64, 'n_embd': 256, 'n_head': 4, 'n_layer': 4}
+
+
 @pytest.mark.parametrize('recompute', [False, True], ids=['', 'recompute'])
 @pytest.mark.parametrize('accumulation', [1, 4])
-def test_twenty_steps_are_those_of_torch(tf, tiny, models, accumulation, recompute):
-    flags = flags_of(steps=20, learning_rate=0.01, weight_decay=0.1, accumulation=accumulation,
+@pytest.mark.parametrize('shape, rate', [(None, 0.01), (LARGER, 0.001)], ids=['tiny', 'larger'])
+def test_twenty_steps_are_those_of_torch(tf, tiny, models, shape, rate, accumulation, recompute):
+    pytest.importorskip('torch')
+    if shape:
+        reference.write_checkpoint(models / 'tiny', shape, reference.random_weights(shape, seed=0))
+    flags = flags_of(steps=20, learning_rate=rate, weight_decay=0.1, accumulation=accumulation,
                      recompute=recompute)
     batches = batches_of(tiny, 20 * accumulation)
     losses = our_losses(tf, models, batches, flags)
