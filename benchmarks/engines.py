@@ -169,8 +169,11 @@ def load_before(folder, target, temperature):
 
 def sampling(sampler, prompts, n_new):
     """Samples by this project's bare loop."""
+    import numpy as np
+
     import generation
-    return generation.complete(sampler, prompts, range(len(prompts)), seed=0, length=n_new)
+    return np.concatenate(list(generation.generate(sampler, prompts, range(len(prompts)), seed=0,
+                                                   length=n_new)), axis=1)
 
 
 def load_transformers(folder, target, temperature, dtype):

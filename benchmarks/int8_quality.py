@@ -68,8 +68,8 @@ def sample_texts(opened, n_texts, n_tokens):
     folder = lite_converter.convert(opened.directory, opened.hparams, 'float32')
     sampler = lite.Sampler(folder, opened.hparams)
     prompts = [[1000 * row] for row in range(n_texts)]
-    tokens = generation.complete(sampler, prompts, range(n_texts), seed=0, length=n_tokens - 1)
-    return np.concatenate([prompts, tokens], axis=1)
+    chunks = generation.generate(sampler, prompts, range(n_texts), seed=0, length=n_tokens - 1)
+    return np.concatenate([prompts, *chunks], axis=1)
 
 
 def compare_random(folder):
@@ -94,11 +94,12 @@ def compare_random(folder):
 def compare_perplexity(models_dir, path):
     """Prints the perplexity of models/1M on its held-out text."""
     import checkpoint
-    import train
+    import dataset
     opened = checkpoint.open_model('1M', models_dir)
-    _, text = train.split(train.read_text(path), 0.1)
-    tokens = train.encode_documents(opened.encoder, text)
-    n_bytes = len(text.encode('utf-8'))
+    lengths = dataset.byte_lengths(opened.encoder)
+    _, tokens = dataset.split(dataset.open_dataset(path, opened).tokens, lengths, 0.1)
+    n_bytes = lengths[tokens].sum()
+    tokens = tokens.astype(np.int32)
     n_text = opened.hparams.n_ctx
     n_texts = (len(tokens) - 1) // n_text
     inputs, targets = (tokens[i:i + n_texts * n_text].reshape([n_texts, n_text]) for i in (0, 1))

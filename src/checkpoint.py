@@ -18,6 +18,11 @@ import types
 
 import encoder
 
+try:
+    import fcntl  # locks, where there are any
+except ImportError:
+    fcntl = None
+
 # TensorFlow is imported where it is needed: all that can be found out without it, is.
 
 HPARAMS = ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
@@ -338,6 +343,18 @@ def write_file(path, parts):
     finally:
         if os.path.exists(partial):
             os.remove(partial)
+
+
+def lock(file):
+    """Locks an open file until it is closed. Returns whether no other process has it locked."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        """This disk knows no locks."""
+    return True
 
 
 def write_state(directory, name):

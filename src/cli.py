@@ -20,6 +20,10 @@ import fire
 
 from checkpoint import ModelError
 
+# NumPy reads this when it is imported. Its threads go on spinning after a product, and would take
+# the processors from those of the lite engine, which has threads of its own for attention.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 
 class UserError(Exception):
     """Something the user can put right, in one line that says how; the command exits with 1."""

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import re
+import secrets
 import signal
 import tempfile
 
@@ -26,6 +27,9 @@ from checkpoint import END_OF_TEXT, VOCABULARY
 
 PIECE = 2 ** 20  # characters, about, that are encoded at a time
 BLOCK = 2 ** 24  # tokens that are looked at at a time
+
+# What follows in the name of a file of tokens, of one that is being written, too.
+TOKENS_NAME = re.compile(r'tokens-[0-9a-f]{8}-[0-9a-f]{16}(\.[0-9a-f]+\.partial)?$')
 
 # A row of tokens: `tokens` int [n], in a file; `key`, a fingerprint of texts and vocabulary.
 Dataset = collections.namedtuple('Dataset', 'tokens key')
@@ -54,11 +58,18 @@ def open_dataset(path, opened):
     target = next(filter(os.path.exists, targets), None)
     if target is None:
         target = write_tokens(paths, opened.encoder, dtype, targets)
-        for other in glob.glob(glob.escape(target[:-16]) + '*'):  # of what the texts were before
-            if other != target and re.search(r'-[0-9a-f]{16}$', other):
-                os.remove(other)
+        if target.startswith(path + '.'):
+            remove_others(target)
     return Dataset(np.memmap(target, dtype, 'r') if os.path.getsize(target) else np.zeros(0, dtype),
                    key)
+
+
+def remove_others(target):
+    """Removes the tokens of what a text file was before, which lie beside those that it has now."""
+    for other in glob.glob(glob.escape(target[:-16]) + '*'):
+        if other != target and re.search(r'-[0-9a-f]{16}$', other):
+            with contextlib.suppress(OSError):
+                os.remove(other)
 
 
 # Files
@@ -72,7 +83,7 @@ def find_files(path):
                  for file in glob.glob(os.path.join(glob.escape(path), '*' + ending))]
     elif glob.has_magic(path) and not os.path.exists(path):
         paths = [file for file in glob.glob(path, recursive=True)
-                 if os.path.isfile(file) and not re.search(r'tokens-[0-9a-f]{8}-[^.]*$', file)]
+                 if os.path.isfile(file) and not TOKENS_NAME.search(file)]
     if not paths:
         raise cli.UserError('%s: no text there; give a text file, a folder of .txt and .jsonl '
                             'files, or a pattern of files' % path)
@@ -171,7 +182,7 @@ def write_tokens(paths, encoder, dtype, targets):
       UserError: none can be, or a file is not what it should be.
     """
     for target in targets:
-        partial = '%s.%d.partial' % (target, os.getpid())
+        partial = '%s.%s.partial' % (target, secrets.token_hex(4))
         try:
             with open(partial, 'wb') as file:
                 for tokens in encode_files(paths, encoder):
@@ -236,6 +247,11 @@ def byte_lengths(encoder):
     return lengths
 
 
+def count_bytes(tokens, lengths):
+    """Returns how many bytes of text tokens stand for, block by block, as they may be many."""
+    return sum(int(lengths[tokens[i:i + BLOCK]].sum()) for i in range(0, len(tokens), BLOCK))
+
+
 def split(tokens, lengths, held_out):
     """Splits tokens in two, the second with the last `held_out` share of their bytes.
 
@@ -244,10 +260,10 @@ def split(tokens, lengths, held_out):
     Args:
       lengths: of tokens, as from `byte_lengths`.
     """
-    blocks = range(0, len(tokens), BLOCK)
-    in_block = [int(lengths[tokens[i:i + BLOCK]].sum()) for i in blocks]
-    n_first = sum(in_block) - int(sum(in_block) * held_out)
-    for start, n_bytes in zip(blocks, in_block):
+    n_bytes = count_bytes(tokens, lengths)
+    n_first = n_bytes - int(n_bytes * held_out)
+    for start in range(0, len(tokens), BLOCK):
+        n_bytes = count_bytes(tokens[start:start + BLOCK], lengths)
         if n_bytes >= n_first:
             ends = lengths[tokens[start:start + BLOCK]].cumsum()
             place = start + int(np.searchsorted(ends, n_first)) + 1

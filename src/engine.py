@@ -34,8 +34,8 @@ def open_sampler(opened, engine, dtype, **options):
         checkpoint.restore(session, opened.directory)
         return sampler
     if is_tensorflow_1():
-        raise UserError('the lite engine needs TensorFlow 2, and this is %s; use --engine graph'
-                        % lite.tensorflow_version())
+        raise UserError('the lite engine needs TensorFlow 2, and this is %s; use --engine graph '
+                        'and --dtype float32' % lite.tensorflow_version())
     folder = lite.converted_folder(opened.directory, dtype)
     if not os.path.isdir(folder):
         cli.import_tensorflow()

@@ -10,7 +10,6 @@ import math
 import time
 
 import numpy as np
-from tqdm import tqdm
 
 CACHE_SLOTS = 128  # a cache grows by so many slots: making room means copying it
 
@@ -94,27 +93,13 @@ def generate(sampler, prompts, indices, *, seed, length, chunk_seconds=0.5):
     chunk = 1
     while length > 0 and not done.all():
         chunk = min(chunk, length)
-        began = time.monotonic()
+        began = time.perf_counter()
         noise = None if sampler.greedy else random_uniforms(streams, chunk,
                                                             sampler.hparams.n_vocab)
         tokens = sampler.decode(chunk, noise)
-        rate = chunk / (time.monotonic() - began)
+        rate = chunk / (time.perf_counter() - began)
         yield tokens
         if sampler.stop_token is not None:
             done |= (tokens == sampler.stop_token).any(axis=1)
         length -= chunk
         chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
-
-
-def complete(sampler, prompts, indices, *, seed, length):
-    """Does as `generate`, with a progress bar on stderr if that is a terminal.
-
-    Returns:
-      int32 [B, N], N <= length, all new tokens of each row.
-    """
-    with tqdm(total=length, unit='token', leave=False, disable=None) as progress:
-        chunks = []
-        for tokens in generate(sampler, prompts, indices, seed=seed, length=length):
-            chunks.append(tokens)
-            progress.update(tokens.shape[1])
-    return np.concatenate(chunks, axis=1)

@@ -59,8 +59,10 @@ def write_samples(flags, opened, samples, first, last, **settings):
         settings = dict(run_settings(flags, opened), **settings)
         if flags.seed is None and output.settings:
             flags.seed = output.settings['seed']
+        if flags.engine == 'auto' and output.settings:
+            flags.engine = output.settings.get('engine', 'auto')
         if flags.seed is not None:
-            output.check(dict(settings, seed=flags.seed))
+            output.check(dict({'prompts': None}, **dict(settings, seed=flags.seed)))
         todo = samples(output.next)
         sample = next(todo, None)
         if sample is not None:  # else the file is complete, and the model not needed

@@ -19,6 +19,7 @@ import importlib.util
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -27,7 +28,8 @@ import cli
 import generation
 
 DTYPES = ('float32', 'int8')
-PROMPT_TOKENS = 128  # to read at a time
+PROMPT_TOKENS = 256  # to read at a time
+THREAD_SCORES = 2 ** 16  # of attention, that are worth a thread
 FORMAT = 2  # of the converted models: a new one where lite_converter.py makes others
 
 
@@ -45,10 +47,11 @@ def tensorflow_version():
 def converted_folder(directory, dtype):
     """Returns where the converted models of a model directory are, or would be.
 
-    The name changes with the weights, with the version of TensorFlow and with the format.
+    The name changes with the weights and hyperparameters, the version of TensorFlow, the format.
     """
-    key = hashlib.sha256(('%s %s %d' % (checkpoint.weights_digest(directory), tensorflow_version(),
-                                        FORMAT)).encode()).hexdigest()
+    hparams = checkpoint.read_object(os.path.join(directory, 'hparams.json'))
+    key = hashlib.sha256(repr([checkpoint.weights_digest(directory), sorted(hparams.items()),
+                               tensorflow_version(), FORMAT]).encode('utf-8')).hexdigest()
     return os.path.join(directory, 'lite', '%s-%s' % (dtype, key[:16]))
 
 
@@ -106,14 +109,15 @@ class Part:
 
     def _make_room(self, n):
         """Makes the arrays that are its inputs and outputs, of n tokens."""
+        self._inputs = [()]  # of no size, so that it is done again if it is interrupted
         part = self._interpreter
         inputs = sorted(part.InputIndices().tolist(), key=lambda index: part.TensorName(index, 0))
         for index in inputs:
             shape = [n, part.TensorSize(index, 0)[1]]
             part.ResizeInputTensor(index, np.array(shape, np.int32), False)
         part.AllocateTensors()
-        self._inputs = [part.tensor(part, index, 0) for index in inputs]
         self._outputs = [part.tensor(part, index, 0) for index in part.OutputIndices().tolist()]
+        self._inputs = [part.tensor(part, index, 0) for index in inputs]
 
 
 def release(path):
@@ -148,6 +152,29 @@ def attention(q, k, v, mask):
     return np.matmul(scores, v)
 
 
+def attend(qkv, slots, out, groups, mask, heads):
+    """Does what some heads do in a block: they keep new keys and values, and attend to all.
+
+    Args:
+      qkv: queries, keys and values of this call, [3, B, H, S, D].
+      slots: of the block, which are written to, [2, B, H, T, D].
+      out: what is attended to, which is written to, [B, S, H, D].
+      groups: a slice of rows, and the positions where their S tokens begin and end, of each group.
+      heads: a slice.
+    """
+    for rows, first, end in groups:
+        slots[:, rows, heads, first:end] = qkv[1:, rows, heads]
+        keys, values = slots[:, rows, heads, :end]
+        out[rows, :, heads] = attention(qkv[0, rows, heads], keys, values, mask).swapaxes(1, 2)
+
+
+def shares(n_head, n_scores):
+    """Cuts the heads of a block, with so many scores in all, into a slice for each thread."""
+    n = max(1, min(cli.processors(), n_head, n_scores // THREAD_SCORES))
+    bounds = [n_head * i // n for i in range(n + 1)]
+    return [slice(first, end) for first, end in zip(bounds, bounds[1:])]
+
+
 class Sampler:
     """Decodes a batch of texts a few tokens at a time, as `sample.Sampler` does."""
 
@@ -168,6 +195,7 @@ class Sampler:
         self._head = [load('head%d' % i) for i in range(n_pieces)]
         self._wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
         self._wpe = np.load(os.path.join(folder, 'wpe.npy'))
+        self._threads = ThreadPoolExecutor(cli.processors())
         options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
         self._pick = functools.partial(pick, **options)
         self._score = functools.partial(score, **options) if logprobs else None
@@ -198,7 +226,7 @@ class Sampler:
             tokens = np.array([prompt[first:min(first + PROMPT_TOKENS, n_read)]])
             self._step(tokens, np.array([first]), cache)
         for slots in self._cache:
-            slots[:, rows, :, :n_read] = slots[:, row:row + 1, :, :n_read]
+            slots[:, rows[1:], :, :n_read] = slots[:, row:row + 1, :, :n_read]
         self._token[rows] = prompt[-1]
         self._position[rows] = n_read
         self._done[rows] = False
@@ -238,20 +266,18 @@ class Sampler:
         mask = causal_mask(positions[0]) if n_seq > 1 else None
         # Rows of different lengths attend one by one: to no more than their own slots, and with
         # results that do not depend, in any bit, on how long the others are.
-        groups = [slice(0, n_batch)]
-        if (firsts != firsts[0]).any():
-            groups = [slice(row, row + 1) for row in range(n_batch)]
+        n_group = n_batch if (firsts == firsts[0]).all() else 1
+        groups = [(slice(row, row + n_group), firsts[row], firsts[row] + n_seq)
+                  for row in range(0, n_batch, n_group)]
+        heads = shares(n_head, n_batch * n_head * n_seq * (firsts.max() + n_seq))
+        map_heads = map if len(heads) == 1 else self._threads.map
 
         x, a = (self._wte[tokens] + self._wpe[positions]).reshape([-1, n_embd]), None
         attended = np.empty([n_batch, n_seq, n_head, n_embd // n_head], np.float32)
         for part, slots in zip(self._parts, cache):
             x, qkv = part(x, a)
             qkv = qkv.reshape([n_batch, n_seq, 3, n_head, -1]).transpose([2, 0, 3, 1, 4])
-            for rows in groups:
-                first, end = firsts[rows.start], firsts[rows.start] + n_seq
-                slots[:, rows, :, first:end] = qkv[1:, rows]
-                keys, values = slots[:, rows, :, :end]
-                attended[rows] = attention(qkv[0, rows], keys, values, mask).swapaxes(1, 2)
+            list(map_heads(functools.partial(attend, qkv, slots, attended, groups, mask), heads))
             a = attended.reshape([-1, n_embd])
         return x, a
 

@@ -29,6 +29,10 @@ def convert(directory, hparams, dtype):
     Returns:
       The folder of the converted models. It is there in whole or not at all, and can be removed at
       any time.
+
+    Raises:
+      ModelError: the weights do not fit the hyperparameters, or are damaged.
+      OSError: the folder cannot be written.
     """
     folder = converted_folder(directory, dtype)
     if os.path.isdir(folder):
@@ -36,6 +40,7 @@ def convert(directory, hparams, dtype):
     parent = os.path.dirname(folder)
     os.makedirs(parent, exist_ok=True)
     partial = tempfile.mkdtemp(prefix='partial-', dir=parent)
+    shutil.copymode(parent, partial)  # whoever can read the model can read this, too
     try:
         convert_parts(directory, hparams, dtype, partial)
         os.rename(partial, folder)
@@ -52,31 +57,32 @@ def convert(directory, hparams, dtype):
 
 def convert_parts(directory, hparams, dtype, folder):
     """Writes the embeddings and all converted parts of a model into a folder."""
-    reader = tf.train.load_checkpoint(checkpoint.weights_prefix(directory))
+    read = checkpoint.open_weights(checkpoint.weights_prefix(directory), hparams)
     for name in ('wte', 'wpe'):
-        np.save(os.path.join(folder, name), reader.get_tensor('model/' + name))
+        np.save(os.path.join(folder, name), read('model/' + name))
     wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
     pieces = np.array_split(wte, math.ceil(wte.nbytes / PIECE_BYTES))
     with tqdm(total=hparams.n_layer + 1 + len(pieces), unit='part', disable=None,
               desc='converting to ' + dtype) as progress:
-        for name, part in parts(hparams, reader, pieces):
+        for name, part in parts(hparams, read, pieces):
             with open(os.path.join(folder, name + '.tflite'), 'wb') as file:
                 file.write(convert_part(hparams.n_embd, dtype, **part))
             progress.update()
 
 
-def parts(hparams, reader, pieces):
+def parts(hparams, read, pieces):
     """Yields the name of each part to convert, and arguments for `convert_part`.
 
     Args:
+      read: a function from the name of a weight to its value.
       pieces: the token embeddings [V, E], cut into pieces.
     """
     for layer in range(hparams.n_layer + 1):
         yield 'part%d' % layer, dict(build=functools.partial(part, hparams, layer),
-                                     n_inputs=1 if layer == 0 else 2, value=reader.get_tensor)
+                                     n_inputs=1 if layer == 0 else 2, value=read)
     for number, piece in enumerate(pieces):
         cut = model.HParams(**dict(vars(hparams), n_vocab=len(piece)))
-        values = {'model/wte': piece, 'model/wpe': reader.get_tensor('model/wpe')}
+        values = {'model/wte': piece, 'model/wpe': read('model/wpe')}
         yield 'head%d' % number, dict(build=functools.partial(model.head, cut), n_inputs=1,
                                       value=values.__getitem__)
 

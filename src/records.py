@@ -18,11 +18,6 @@ from tqdm import tqdm
 import checkpoint
 import cli
 
-try:
-    import fcntl  # locks, where there are any
-except ImportError:
-    fcntl = None
-
 FLUSH_SECONDS = 1  # how often, at most, a file is written to and made sure to be on the disk
 
 # How far a file has got: the size of its whole records in bytes, and the index of the sample that
@@ -201,14 +196,9 @@ class File:
 
     def _lock(self):
         """Raises UserError if another process writes to the file."""
-        try:
-            if fcntl:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not checkpoint.lock(self._file):
             raise cli.UserError('%s is being written to by another process; wait for it, or give '
                                 'another --output' % self.path)
-        except OSError:
-            """This disk knows no locks."""
 
     def _failed(self, error):
         return cli.UserError('%s: %s' % (error.filename or self.path, error.strerror))

@@ -115,9 +115,9 @@ def grow(sampler, encoder, prompts, *, seed, length, keep, batch_size, stop_at='
             return
         n = min(chunk, most, sampler.room.min(),
                 min(length - len(text.tokens) for text in rows if not text.done))
-        began = time.monotonic()
+        began = time.perf_counter()
         tokens = sampler.decode(n, None if sampler.greedy else uniforms(sampler, rows, n))
-        rate = tokens.shape[1] / (time.monotonic() - began)
+        rate = tokens.shape[1] / (time.perf_counter() - began)
         chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
         scores = np.full(tokens.shape, None) if sampler.logprobs is None else sampler.logprobs
         for text, *new in zip(rows, tokens.tolist(), scores.tolist()):

@@ -1,11 +1,13 @@
 """Trains a model on text: python3 src/train.py DATA --output NAME. See --help."""
 
 import collections
+import contextlib
 import glob
 import json
 import math
 import os
 import re
+import signal
 import sys
 import types
 
@@ -36,7 +38,8 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, resum
 
     Prints the loss on held-out text and a sample as training goes on, and keeps the weights that
     did best there in MODELS_DIR/NAME, which the other scripts take as --model_name NAME. Ctrl-C
-    ends training early: it measures once more and keeps the weights if they are the best.
+    ends training early: it measures once more and keeps the weights if they are the best. (A second
+    Ctrl-C ends it at once.)
 
     Beside the weights are metrics.jsonl, the measurements, and training/, which TensorBoard reads,
     and from which --resume goes on exactly where the last measurement left off, even after a crash.
@@ -67,7 +70,8 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, resum
     --xla            compile the step (TensorFlow 2)
     --devices        number of GPUs, which share each batch; without GPUs, of parts of the CPU, to
                      try this out; all GPUs if not given
-    --held_out       share of the text, at its end, to measure the loss on: above 0, below 1: 0.1
+    --held_out       share of the text, at its end, to measure the loss on, above 0, below 1; all of
+                     it is read at each measurement, so give less of a large text: 0.1
     --val_every      steps between two measurements, at least 1: 100
     --sample_length  tokens of the sample after each measurement; 0 makes none: 100
     --keep_last      number of measurements, from the end, whose weights and optimizer state stay
@@ -83,23 +87,21 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, resum
     opened = dataset.open_dataset(data, start)
     lengths = dataset.byte_lengths(start.encoder)
     tokens, rest = dataset.split(opened.tokens, lengths, held_out)
-    held_out = HeldOut(rest, int(lengths[rest[1:]].sum()))
-    if len(tokens) <= flags.seq_len or not held_out.n_bytes:
+    held_out = HeldOut(rest, dataset.count_bytes(rest[1:], lengths))
+    if len(tokens) <= flags.seq_len:
         raise cli.UserError('%s is too short: %d tokens to train on, for sequences of %d; give '
                             'more text, or a smaller --seq_len'
                             % (data, len(tokens), flags.seq_len))
+    if not held_out.n_bytes:
+        raise cli.UserError('%s is too short for anything of it to be held out; give more text, or '
+                            'a larger --held_out' % data)
     settings = dict({name: getattr(flags, name) for name in SETTINGS}, text=opened.key)
     progress = read_progress(directory, settings) if resume else Progress(0, None)
-    make_directory(directory)
-    trim_metrics(directory, progress.step)
-    trainer = Trainer(flags, start, directory, settings)
-    trainer.begin(progress)
-    try:
+    with taken(directory, resume):
+        trim_metrics(directory, progress.step)
+        trainer = Trainer(flags, start, directory, settings)
+        trainer.begin(progress)
         trainer.run(tokens, held_out)
-    except KeyboardInterrupt:
-        if trainer.losses:
-            trainer.measure(held_out)
-        raise
 
 
 # Flags
@@ -141,26 +143,68 @@ def output_directory(name, models_dir, resume):
     """Returns the directory of the model to write.
 
     Raises:
-      UserError: no name is given, or a model of that name is there already and not to go on with.
+      UserError: no name is given, or a model of that name is there already and not to go on with;
+        or (ModelError) TensorFlow cannot read such a path.
     """
-    if not name:
+    if not name or not cli.is_unicode(name):
         raise cli.UsageError('--output is missing: give the name of the model to write')
     if os.path.basename(name) != name or name in ('.', '..'):
         raise cli.UsageError('--output must be a name, not a path such as %r' % name)
     directory = os.path.join(models_dir, name)
-    if not resume and (os.path.exists(os.path.join(directory, 'hparams.json')) or
-                       os.path.exists(os.path.join(directory, 'training'))):
-        raise cli.UserError('%s holds a model already; give another --output, or go on with it '
-                            'by --resume' % directory)
+    checkpoint.check_path(directory)
+    if not resume:
+        check_unused(directory)
     return directory
 
 
-def make_directory(directory):
-    """Makes the directory of the model to write before hours go into it. Raises UserError."""
+def check_unused(directory):
+    """Raises UserError if a directory holds a model."""
+    for name in ('hparams.json', os.path.join('training', 'progress.json')):
+        if os.path.exists(os.path.join(directory, name)):
+            raise cli.UserError('%s holds a model already; give another --output, or go on with it '
+                                'by --resume' % directory)
+
+
+@contextlib.contextmanager
+def taken(directory, resume):
+    """Makes the directory of the model to write, before hours go into it, and locks it meanwhile.
+
+    Raises:
+      UserError: it cannot be made, or another process trains a model there, or has done so.
+    """
+    path = os.path.join(directory, 'training')
     try:
-        os.makedirs(os.path.join(directory, 'training'), exist_ok=True)
+        os.makedirs(path, exist_ok=True)
+        lock = open(os.path.join(path, 'lock'), 'w', encoding='utf-8')
     except OSError as error:
         raise cli.UserError('%s cannot be made: %s' % (directory, error.strerror))
+    with lock:
+        if not checkpoint.lock(lock):
+            raise cli.UserError('%s is being trained by another process; wait for it, or give '
+                                'another --output' % directory)
+        if not resume:
+            check_unused(directory)
+        yield
+
+
+@contextlib.contextmanager
+def noted_interrupt():
+    """Notes the first Ctrl-C in a list, which this yields; the second is raised as ever.
+
+    A step is thus done in whole or not at all. Raised, KeyboardInterrupt would come between the
+    weights, which TensorFlow has moved, and the number of the step.
+    """
+    noted, before = [], signal.getsignal(signal.SIGINT)
+
+    def note(number, frame):
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # The loop
@@ -201,13 +245,21 @@ class Trainer:
                                           top_k=min(40, start.hparams.n_vocab))
 
     def begin(self, progress):
-        """Gives the weights and the optimizer the values to start from, or to go on from."""
+        """Gives the weights and the optimizer the values to start from, or to go on from.
+
+        Raises:
+          UserError: what to go on from cannot be read.
+        """
         tf = cli.import_tensorflow()
         self.done, self.best, self.losses = progress.step, progress.best, []
-        if self.done:
-            self.everything.restore(self.session, state_path(self.directory, self.done))
-        else:
-            initialize(self.session, self.start, self.flags.scratch)
+        path = state_path(self.directory, self.done)
+        try:
+            if self.done:
+                self.everything.restore(self.session, path)
+            else:
+                initialize(self.session, self.start, self.flags.scratch)
+        except (tf.errors.OpError, ValueError):
+            raise cli.UserError('%s.* cannot be read; train anew with another --output' % path)
         # TensorBoard forgets what it was told of later steps, which are done again.
         self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.done + 1)
 
@@ -217,28 +269,43 @@ class Trainer:
         Args:
           tokens: to learn from, int [n].
           held_out: the HeldOut.
+
+        Raises:
+          KeyboardInterrupt: after Ctrl-C, once the step is done and measured.
+          UserError: as `step` and `measure` do.
         """
         flags = self.flags
         n_tokens = flags.batch_size * flags.accumulation * flags.seq_len
-        with tqdm(total=flags.steps * n_tokens, initial=self.done * n_tokens, unit='token',
-                  unit_scale=True, disable=None) as bar:
+        with noted_interrupt() as noted, \
+                tqdm(total=flags.steps * n_tokens, initial=self.done * n_tokens, unit='token',
+                     unit_scale=True, disable=None) as bar:
             while self.done < flags.steps:
                 loss, rate = self.step(tokens)
                 self.log(loss=loss, learning_rate=rate)
                 bar.set_description('step %d of %d' % (self.done, flags.steps), refresh=False)
                 bar.set_postfix(loss='%.3f' % loss, refresh=False)
                 bar.update(n_tokens)
-                if self.done % flags.val_every == 0 or self.done == flags.steps:
+                if noted or self.done % flags.val_every == 0 or self.done == flags.steps:
                     self.measure(held_out)
+                if noted:
+                    raise KeyboardInterrupt
 
     def step(self, tokens):
-        """Does one step. Returns its mean loss and its learning rate. Raises UserError."""
-        flags = self.flags
+        """Does one step. Returns its mean loss and its learning rate.
+
+        Raises:
+          UserError: the loss is no number, or the memory is too small.
+        """
+        tf, flags = cli.import_tensorflow(), self.flags
         rate = flags.learning_rate * schedule(self.done + 1, flags)
         first = self.done * flags.accumulation
         batches = [(random_batch(tokens, flags, number), batch_noise(flags.seed, number))
                    for number in range(first, first + flags.accumulation)]
-        loss = run_step(self.session, self.graph, batches, rate)
+        try:
+            loss = run_step(self.session, self.graph, batches, rate)
+        except tf.errors.ResourceExhaustedError:
+            raise cli.UserError('the memory is too small; try --recompute, or a smaller '
+                                '--batch_size with a larger --accumulation')
         if not math.isfinite(loss):
             raise diverged(self.done + 1, loss)
         self.losses.append(loss)
@@ -256,11 +323,11 @@ class Trainer:
             raise diverged(self.done, nats)
         bits = nats * (len(held_out.tokens) - 1) / held_out.n_bytes / math.log(2)
         kept = self.best is None or nats < self.best
-        best = nats if kept else self.best
+        self.best = nats if kept else self.best
         loss = float(np.mean(self.losses))
+        self.losses = []
         self.save({'step': self.done, 'training_loss': loss, 'held_out_loss': nats,
-                   'bits_per_byte': bits, 'kept': kept}, best)
-        self.best, self.losses = best, []  # only now: until here Ctrl-C has it measured once more
+                   'bits_per_byte': bits, 'kept': kept})
         self.log(held_out_loss=nats, bits_per_byte=bits)
         self.events.flush()
         self.tell('step %d: training loss %.4f, held-out loss %.4f nats per token, %.4f bits per '
@@ -268,16 +335,15 @@ class Trainer:
         if self.flags.sample_length:
             self.tell('=' * 40 + ' STEP %d ' % self.done + '=' * 40 + '\n' + self.sample())
 
-    def save(self, metrics, best):
+    def save(self, metrics):
         """Writes the weights if they are to be kept, the measurements, and what --resume needs."""
         tf = cli.import_tensorflow()
         try:
             if metrics['kept']:
                 checkpoint.save(self.session, self.weights, self.directory, self.start.directory)
-            trim_metrics(self.directory, self.done - 1)
             append_metrics(self.directory, metrics)
             write_progress(self.session, self.everything, self.directory,
-                           Progress(self.done, best), self.settings, self.flags.keep_last)
+                           Progress(self.done, self.best), self.settings, self.flags.keep_last)
         except (OSError, tf.errors.OpError) as error:
             problem = error.strerror if isinstance(error, OSError) else error.message
             raise cli.UserError('%s cannot be written to (%s); make room there, then go on with '
@@ -395,9 +461,9 @@ def held_out_loss(session, graph, tokens, flags):
                  for i in range(0, len(tokens) - 1, flags.seq_len)]
     *whole, last = stretches
     batches = [whole[i:i + flags.batch_size] for i in range(0, len(whole), flags.batch_size)]
-    total = sum(session.run(graph.total_loss, {graph.tokens: batch})
+    total = sum(float(session.run(graph.total_loss, {graph.tokens: batch}))
                 for batch in batches + [[last]])
-    return float(total / (len(tokens) - 1))
+    return total / (len(tokens) - 1)
 
 
 def diverged(step, loss):
@@ -430,10 +496,10 @@ def read_progress(directory, settings):
             stored = json.load(file)
         progress, before = Progress(stored['step'], stored['best']), stored['settings']
     except FileNotFoundError:
-        if os.path.exists(os.path.join(directory, 'checkpoint')) and not os.path.exists(
-                os.path.join(directory, 'metrics.jsonl')):
-            raise cli.UserError('%s holds a model that was not trained here; give another --output'
-                                % directory)
+        if os.path.exists(os.path.join(directory, 'checkpoint')) and not os.path.isdir(
+                os.path.join(directory, 'training')):
+            raise cli.UserError('%s holds a model, but no training/ to go on from; give another '
+                                '--output' % directory)
         return Progress(0, None)
     except (OSError, ValueError, KeyError, TypeError):
         raise cli.UserError('%s cannot be read; train anew with another --output' % path)

@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as real_tf
 
 import checkpoint
 import reference
 
+IS_TF1 = real_tf.__version__.startswith('1.')
 SCRIPT = 'generate_unconditional_samples.py'
 OFFICIAL_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
                   'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
@@ -348,10 +350,12 @@ def test_the_scripts_say_so_in_one_line(refused, copy, name, change, words):
     assert str(copy) in message and all(word in message for word in words)
 
 
-def test_damage_that_tensorflow_finds_is_told_in_one_line(command, copy):
+@pytest.mark.parametrize('engine', ['graph', pytest.param('lite', marks=pytest.mark.skipif(
+    IS_TF1, reason='TensorFlow 1 has one engine'))])
+def test_damage_that_tensorflow_finds_is_told_in_one_line(command, copy, engine):
     edit(copy / DATA, flipped(1000))
     status, stdout, stderr = command(SCRIPT, '--model_name', copy.name, '--seed', 1,
-                                     '--models_dir', copy.parent, '--engine', 'graph').run()
+                                     '--models_dir', copy.parent, '--engine', engine).run()
     assert (status, stdout, stderr.count('\n')) == (1, '', 1)
     assert stderr.startswith(SCRIPT + ': ' + str(copy / 'model.ckpt')) and 'download' in stderr
 

@@ -228,7 +228,30 @@ def test_what_another_script_made_is_refused(write, tmp_path):
         assert 'prompts' in write.error(conditional.continue_prompts, tmp_path / ('un' + name),
                                         prompts=str(source))
         write(conditional.continue_prompts, tmp_path / name, prompts=str(source))
-        assert 'prompts' in write.error(unconditional.sample_model, tmp_path / name, nsamples=4)
+        for nsamples in (1, 4):
+            assert 'prompts' in write.error(unconditional.sample_model, tmp_path / name,
+                                            nsamples=nsamples)
+
+
+@pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 has one engine')
+def test_auto_goes_on_with_the_engine_it_began_with(write, tf, tmp_path):
+    """Whether or not the weights have been converted since, the same command goes on."""
+    import lite
+    models = tmp_path / 'models'
+    shutil.copytree(os.path.join(write.flags['models_dir'], 'tiny'), str(models / 'tiny'),
+                    ignore=shutil.ignore_patterns('lite'))
+    write.flags.update(models_dir=str(models), engine='auto')
+    path, whole = tmp_path / 'samples.jsonl', tmp_path / 'whole.jsonl'
+    write(unconditional.sample_model, whole, nsamples=6)
+    write(unconditional.sample_model, path, nsamples=3)
+    write(unconditional.sample_model, tmp_path / 'lite.jsonl', nsamples=3, engine='lite')
+    assert os.path.isdir(lite.converted_folder(str(models / 'tiny'), 'float32'))
+    write(unconditional.sample_model, path, nsamples=6)
+    assert path.read_bytes() == whole.read_bytes()
+    shutil.rmtree(str(models / 'tiny' / 'lite'))
+    write(unconditional.sample_model, tmp_path / 'lite.jsonl', nsamples=6)
+    assert [record['settings']['engine'] for record in parsed(tmp_path / 'lite.jsonl')
+            ] == ['lite'] * 6
 
 
 @pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])

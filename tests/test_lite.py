@@ -104,6 +104,45 @@ def test_stop_token_ends_rows_and_text(opened):
         assert set(row[n:]) <= {stop}
 
 
+def test_weights_of_another_model_are_not_converted(opened, tmp_path):
+    """Nor is what was converted used for other hyperparameters."""
+    lite_converter.convert(opened.directory, opened.hparams, 'float32')
+    shutil.copytree(opened.directory, str(tmp_path / 'tiny'))
+    path = tmp_path / 'tiny' / 'hparams.json'
+    path.write_text(path.read_text().replace('"n_layer": 2', '"n_layer": 1'))
+    changed = checkpoint.open_model('tiny', str(tmp_path))
+    for chosen in ('auto', 'graph', 'lite'):
+        with tf.Graph().as_default(), pytest.raises(checkpoint.ModelError, match='no such layer'):
+            engine.open_sampler(changed, chosen, 'float32')
+
+
+def test_who_can_read_the_model_can_read_what_was_converted(opened, tmp_path):
+    shutil.copytree(opened.directory, str(tmp_path / 'tiny'),
+                    ignore=shutil.ignore_patterns('lite'))
+    os.makedirs(str(tmp_path / 'tiny' / 'lite'))
+    os.chmod(str(tmp_path / 'tiny' / 'lite'), 0o755)
+    folder = lite_converter.convert(str(tmp_path / 'tiny'), opened.hparams, 'float32')
+    assert os.stat(folder).st_mode & 0o777 == 0o755
+
+
+def test_a_part_that_was_interrupted_has_its_room_made_again(opened, monkeypatch):
+    sampler = lite_sampler(opened, temperature=0)
+    expected = texts(sampler, PROMPTS[1:2], 9)
+    part = sampler._parts[1]
+    resized = part._interpreter
+
+    class Interrupting:
+        def __getattr__(self, name):
+            if name == 'AllocateTensors':
+                raise KeyboardInterrupt
+            return getattr(resized, name)
+    part._interpreter = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        texts(sampler, PROMPTS[1:2], 9)
+    part._interpreter = resized
+    assert texts(sampler, PROMPTS[1:2], 9) == expected
+
+
 def test_checks_on_the_host(opened):
     sampler = lite_sampler(opened)
     for prompts in [[[]], [[257]], [[-1]], [[0] * 301]]:

@@ -814,13 +814,6 @@ def test_generate_serves_other_engines():
         assert np.array_equal(row, reference.uniforms(2, index, taken.shape[1], 5))
 
 
-def test_complete_returns_all_tokens_at_once(bed, capfd):
-    tokens = generation.complete(bed.sampler(**WARPING), [[3], [4, 5]], [0, 1], seed=0, length=20)
-    assert tokens.shape == (2, 20)
-    assert tokens.tolist() == bed.generate(bed.sampler(**WARPING), [[3], [4, 5]], [0, 1], 0, 20)
-    assert capfd.readouterr() == ('', '')  # no bar where there is no terminal
-
-
 @pytest.mark.parametrize('chunk', [3, 50, 200])
 def test_the_cache_grows_as_the_text_does(bed, chunk):
     """From 101 tokens to the end of the window, over two multiples of CACHE_SLOTS at least.

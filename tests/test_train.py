@@ -4,6 +4,7 @@ The losses and the first step are held to the float64 reference.
 """
 import inspect
 import json
+import os
 import re
 import shutil
 import signal
@@ -195,22 +196,83 @@ def test_ctrl_c_keeps_what_was_learned(command, tiny, models, saved, tmp_path):
     assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
 
 
-@pytest.mark.parametrize('function', ['append_metrics', 'write_progress'])
-def test_ctrl_c_amid_saving(tf, models, tmp_path, monkeypatch, capsys, function):
-    """The step is measured again, and there is one line of it."""
-    def interrupted(*arguments):
-        monkeypatch.undo()
-        getattr(train, function)(*arguments)
-        raise KeyboardInterrupt
+def in_process(tf, models, text, **flags):
+    """Trains in this process, in a few short steps."""
+    with tf.Graph().as_default():
+        train.train(str(text), **dict(dict(
+            output='mine', model_name='tiny', steps=6, models_dir=str(models), seq_len=8,
+            accumulation=2, dropout=0.1, val_every=2, sample_length=0), **flags))
 
-    monkeypatch.setattr(train, function, interrupted)
-    with tf.Graph().as_default(), pytest.raises(KeyboardInterrupt):
-        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
-                    models_dir=str(models), seq_len=8, val_every=2, sample_length=0)
-    line, = (models / 'mine' / 'metrics.jsonl').open()
-    assert json.loads(line)['step'] == 2 and json.loads(line)['kept']
-    progress = json.loads((models / 'mine' / 'training' / 'progress.json').read_text())
-    assert progress['step'] == 2 and progress['best'] == json.loads(line)['held_out_loss']
+
+def test_after_ctrl_c_it_goes_on_exactly(tf, models, saved, tmp_path, monkeypatch, capsys):
+    """The signal comes while TensorFlow computes, and is answered when the step is done."""
+    text = write(tmp_path / 'text', BOOK)
+    in_process(tf, models, text, output='whole')
+    run_step, calls = train.run_step, []
+
+    def interrupted(*arguments):
+        calls.append(run_step(*arguments))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return calls[-1]
+
+    monkeypatch.setattr(train, 'run_step', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(tf, models, text)
+    assert len(calls) == 3
+    assert [json.loads(line)['step'] for line in (models / 'mine' / 'metrics.jsonl').open()
+            ] == [2, 3]
+    in_process(tf, models, text, resume=True)
+    name = 'training/step-6.data-00000-of-00001'
+    assert (models / 'whole' / name).read_bytes() == (models / 'mine' / name).read_bytes()
+
+
+def test_the_second_ctrl_c_is_answered_at_once(tf, models, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError('it went on')
+
+    monkeypatch.setattr(train, 'run_step', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(tf, models, write(tmp_path / 'text', BOOK))
+    assert (models / 'mine' / 'metrics.jsonl').read_text() == ''
+
+
+def test_a_training_that_was_refused_can_be_put_right(tf, models, saved, tmp_path, capsys):
+    text = write(tmp_path / 'text', BOOK)
+
+    def cannot(flags):
+        raise cli.UserError('not here')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.UserError, match='not here'):
+        patch.setattr(train, 'choose_devices', cannot)
+        in_process(tf, models, text)
+    in_process(tf, models, text, steps=2)
+    assert saved(models / 'mine')
+
+
+def test_no_two_processes_train_one_model(tf, models, tmp_path, capsys):
+    text = write(tmp_path / 'text', BOOK)
+    in_process(tf, models, text, steps=2)
+    with open(str(models / 'mine' / 'training' / 'lock'), 'w') as file:
+        assert checkpoint.lock(file)
+        with pytest.raises(cli.UserError, match='another process'):
+            in_process(tf, models, text, steps=2, resume=True)
+    in_process(tf, models, text, steps=2, resume=True)
+
+
+def test_a_model_without_its_training_is_not_gone_on_with(tf, models, tmp_path, capsys):
+    text = write(tmp_path / 'text', BOOK)
+    in_process(tf, models, text)
+    shutil.move(str(models / 'mine' / 'training'), str(tmp_path / 'training'))
+    metrics = (models / 'mine' / 'metrics.jsonl').read_text()
+    with pytest.raises(cli.UserError, match='no training/'):
+        in_process(tf, models, text, resume=True)
+    assert (models / 'mine' / 'metrics.jsonl').read_text() == metrics
+    shutil.move(str(tmp_path / 'training'), str(models / 'mine' / 'training'))
+    (models / 'mine' / 'training' / 'step-6.index').unlink()
+    with pytest.raises(cli.UserError, match='step-6.* cannot be read'):
+        in_process(tf, models, text, resume=True)
 
 
 def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
