@@ -223,3 +223,22 @@ def test_how_long_tokens_are(box):
     text = 'To be, or not to be, 猫'
     assert lengths[box.encoder.encode(text)].sum() == len(text.encode('utf-8'))
     assert lengths[box.encoder.encoder[END]] == 0
+
+
+def test_the_tokens_of_other_texts_stay(box, tmp_path):
+    """Patterns of one folder have their files of tokens side by side."""
+    for name in ('a.txt', 'z.txt'):
+        write(tmp_path / name, 'To be ' + name)
+    for name in ('a*.txt', 'z*.txt'):
+        tokens_in(tmp_path / name, box)
+    assert len(os.listdir(str(tmp_path))) == 4
+
+
+def test_files_of_tokens_are_no_texts(box, tmp_path):
+    """Nor is what a process that was killed had written of one."""
+    path = write(tmp_path / 'text', 'To be')
+    for ending in ('', '.0123abcd.partial'):
+        for prefix in ('', 'text.'):
+            name = prefix + 'tokens-01234567-0123456789abcdef' + ending
+            (tmp_path / name).write_bytes(b'\xff\xff')
+    assert dataset.find_files(str(tmp_path / '*')) == [str(path)]
