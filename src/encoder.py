@@ -27,7 +27,7 @@ import os
 import re
 from collections import defaultdict
 from heapq import heappop, heappush
-from itertools import chain
+from itertools import chain, repeat
 
 import regex
 
@@ -87,7 +87,7 @@ def join(tokens, ranks, results):
     """
     never = len(results)
     tokens.append(None)  # joins with no token: the neighbour of the last, and (as -1) of the first
-    pair_ranks = [ranks.get(pair, never) for pair in zip(tokens, tokens[1:])]
+    pair_ranks = list(map(ranks.get, zip(tokens, tokens[1:]), repeat(never)))
     rank = min(pair_ranks)
     while rank != never:
         i = pair_ranks.index(rank)
@@ -191,16 +191,14 @@ class Encoder:
         return b''.join(map(self._token_bytes, tokens))
 
     def _encode(self, text):
-        tokens = []
-        for words in find_words(text):
-            tokens.extend(chain.from_iterable(map(self._memory.__getitem__, words)))
-        return tokens
+        words = chain.from_iterable(find_words(text))
+        return list(chain.from_iterable(map(self._memory.__getitem__, words)))
 
     def _encode_word(self, word):
         data = word.encode('utf-8', 'surrogateescape')
         if data in self._ids:
             return [self._ids[data]]
-        tokens = [self._byte_ids[byte] for byte in data]
+        tokens = list(map(self._byte_ids.__getitem__, data))
         join_word = join if len(word) <= SHORT_WORD else join_long
         return join_word(tokens, self._ranks, self._results)
 
