@@ -38,8 +38,8 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, resum
 
     Prints the loss on held-out text and a sample as training goes on, and keeps the weights that
     did best there in MODELS_DIR/NAME, which the other scripts take as --model_name NAME. Ctrl-C
-    ends training early: it measures once more and keeps the weights if they are the best. (A second
-    Ctrl-C ends it at once.)
+    ends training early: once the step is done it measures once more and keeps the weights if they
+    are the best. (Ctrl-C while it does so ends it without.)
 
     Beside the weights are metrics.jsonl, the measurements, and training/, which TensorBoard reads,
     and from which --resume goes on exactly where the last measurement left off, even after a crash.
@@ -96,12 +96,13 @@ def train(data: str, output: str = None, model_name='124M', scratch=False, resum
         raise cli.UserError('%s is too short for anything of it to be held out; give more text, or '
                             'a larger --held_out' % data)
     settings = dict({name: getattr(flags, name) for name in SETTINGS}, text=opened.key)
-    progress = read_progress(directory, settings) if resume else Progress(0, None)
     with taken(directory, resume):
+        progress = read_progress(directory, settings) if resume else Progress(0, None)
         trim_metrics(directory, progress.step)
         trainer = Trainer(flags, start, directory, settings)
-        trainer.begin(progress)
-        trainer.run(tokens, held_out)
+        with told_if_too_large():
+            trainer.begin(progress)
+            trainer.run(tokens, held_out)
 
 
 # Flags
@@ -143,8 +144,8 @@ def output_directory(name, models_dir, resume):
     """Returns the directory of the model to write.
 
     Raises:
-      UserError: no name is given, or a model of that name is there already and not to go on with;
-        or (ModelError) TensorFlow cannot read such a path.
+      UserError: no name is given, or a model of that name is there already and not to go on with,
+        or there is nothing to go on from; or (ModelError) TensorFlow cannot read such a path.
     """
     if not name or not cli.is_unicode(name):
         raise cli.UsageError('--output is missing: give the name of the model to write')
@@ -154,6 +155,10 @@ def output_directory(name, models_dir, resume):
     checkpoint.check_path(directory)
     if not resume:
         check_unused(directory)
+    elif os.path.exists(os.path.join(directory, 'checkpoint')) and not os.path.isdir(
+            os.path.join(directory, 'training')):
+        raise cli.UserError('%s holds a model, but no training/ to go on from; give another '
+                            '--output' % directory)
     return directory
 
 
@@ -189,7 +194,7 @@ def taken(directory, resume):
 
 @contextlib.contextmanager
 def noted_interrupt():
-    """Notes the first Ctrl-C in a list, which this yields; the second is raised as ever.
+    """Notes the first Ctrl-C in a list, which this yields; one after that is raised as ever.
 
     A step is thus done in whole or not at all. Raised, KeyboardInterrupt would come between the
     weights, which TensorFlow has moved, and the number of the step.
@@ -252,14 +257,15 @@ class Trainer:
         """
         tf = cli.import_tensorflow()
         self.done, self.best, self.losses = progress.step, progress.best, []
-        path = state_path(self.directory, self.done)
-        try:
-            if self.done:
+        if self.done:
+            path = state_path(self.directory, self.done)
+            try:
                 self.everything.restore(self.session, path)
-            else:
-                initialize(self.session, self.start, self.flags.scratch)
-        except (tf.errors.OpError, ValueError):
-            raise cli.UserError('%s.* cannot be read; train anew with another --output' % path)
+            except (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.OutOfRangeError,
+                    ValueError):
+                raise cli.UserError('%s.* cannot be read; train anew with another --output' % path)
+        else:
+            initialize(self.session, self.start, self.flags.scratch)
         # TensorBoard forgets what it was told of later steps, which are done again.
         self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.done + 1)
 
@@ -286,26 +292,20 @@ class Trainer:
                 bar.set_postfix(loss='%.3f' % loss, refresh=False)
                 bar.update(n_tokens)
                 if noted or self.done % flags.val_every == 0 or self.done == flags.steps:
+                    if noted:
+                        tqdm.write('measuring once more; Ctrl-C ends it without', sys.stderr)
                     self.measure(held_out)
-                if noted:
-                    raise KeyboardInterrupt
+                    if noted:
+                        raise KeyboardInterrupt
 
     def step(self, tokens):
-        """Does one step. Returns its mean loss and its learning rate.
-
-        Raises:
-          UserError: the loss is no number, or the memory is too small.
-        """
-        tf, flags = cli.import_tensorflow(), self.flags
+        """Does one step. Returns its mean loss and its learning rate. Raises UserError."""
+        flags = self.flags
         rate = flags.learning_rate * schedule(self.done + 1, flags)
         first = self.done * flags.accumulation
         batches = [(random_batch(tokens, flags, number), batch_noise(flags.seed, number))
                    for number in range(first, first + flags.accumulation)]
-        try:
-            loss = run_step(self.session, self.graph, batches, rate)
-        except tf.errors.ResourceExhaustedError:
-            raise cli.UserError('the memory is too small; try --recompute, or a smaller '
-                                '--batch_size with a larger --accumulation')
+        loss = run_step(self.session, self.graph, batches, rate)
         if not math.isfinite(loss):
             raise diverged(self.done + 1, loss)
         self.losses.append(loss)
@@ -407,6 +407,17 @@ def has_bfloat16(gpus):
         return False
 
 
+@contextlib.contextmanager
+def told_if_too_large():
+    """Raises UserError if the memory is too small for what is done meanwhile."""
+    tf = cli.import_tensorflow()
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise cli.UserError('the memory is too small; try --recompute, or a smaller --batch_size '
+                            'with a larger --accumulation')
+
+
 def initialize(session, start, scratch):
     """Gives the session the weights to start from, and the optimizer its zeros."""
     tf = cli.import_tensorflow()
@@ -496,10 +507,6 @@ def read_progress(directory, settings):
             stored = json.load(file)
         progress, before = Progress(stored['step'], stored['best']), stored['settings']
     except FileNotFoundError:
-        if os.path.exists(os.path.join(directory, 'checkpoint')) and not os.path.isdir(
-                os.path.join(directory, 'training')):
-            raise cli.UserError('%s holds a model, but no training/ to go on from; give another '
-                                '--output' % directory)
         return Progress(0, None)
     except (OSError, ValueError, KeyError, TypeError):
         raise cli.UserError('%s cannot be read; train anew with another --output' % path)

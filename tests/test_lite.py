@@ -104,6 +104,23 @@ def test_stop_token_ends_rows_and_text(opened):
         assert set(row[n:]) <= {stop}
 
 
+def test_threads_change_no_bit(opened, monkeypatch):
+    monkeypatch.setattr(lite.cli, 'processors', lambda: 3)
+    results = []
+    for worth in (2 ** 30, 1):
+        monkeypatch.setattr(lite, 'THREAD_SCORES', worth)
+        sampler = lite_sampler(opened, logprobs=True)
+        results.append([texts(sampler, PROMPTS, 20), sampler.logprobs.tolist()])
+    assert results[0] == results[1]
+    assert [len(lite.shares(3, n)) for n in (1, 2, 9)] == [1, 2, 3]
+
+
+def test_prompts_are_read_in_pieces(opened, monkeypatch):
+    whole = texts(lite_sampler(opened), PROMPTS, 20)
+    monkeypatch.setattr(lite, 'PROMPT_TOKENS', 16)
+    assert texts(lite_sampler(opened), PROMPTS, 20) == whole
+
+
 def test_weights_of_another_model_are_not_converted(opened, tmp_path):
     """Nor is what was converted used for other hyperparameters."""
     lite_converter.convert(opened.directory, opened.hparams, 'float32')

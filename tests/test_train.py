@@ -239,6 +239,15 @@ def test_the_second_ctrl_c_is_answered_at_once(tf, models, tmp_path, monkeypatch
     assert (models / 'mine' / 'metrics.jsonl').read_text() == ''
 
 
+@pytest.mark.parametrize('function', ['initialize', 'run_step', 'held_out_loss'])
+def test_too_little_memory_is_told(tf, models, tmp_path, monkeypatch, capsys, function):
+    def cannot(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
+    monkeypatch.setattr(train, function, cannot)
+    with pytest.raises(cli.UserError, match='memory is too small'):
+        in_process(tf, models, write(tmp_path / 'text', BOOK))
+
+
 def test_a_training_that_was_refused_can_be_put_right(tf, models, saved, tmp_path, capsys):
     text = write(tmp_path / 'text', BOOK)
 
