@@ -1,29 +1,41 @@
 #!/usr/bin/env python3
-"""Fetches released GPT-2 models into models/SIZE and checks every byte of them.
+"""Download released GPT-2 models into models/SIZE and check every byte of them.
 
-Whatever interrupts it (a lost network, Ctrl-C, a power cut), the same command goes on where it
-stopped. Files that are there and whole are not fetched again. A model is complete when its file
-`checkpoint` is there: it comes last, and goes first when another file has to be replaced.
+After any interruption (a lost connection, Ctrl-C, a power cut), the same command resumes where it
+stopped. Files that are complete are not downloaded again. A model is complete when its file
+`checkpoint` exists: it is written last, and removed first when another file must be replaced.
 """
+
+import os
+import signal
+import sys
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Before the slow imports, so that Ctrl-C never prints a traceback. The process may end at any
+    # point: what has arrived is on disk, and the system releases the lock.
+    def stop(*_):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.write(2, b'\nstopped; run the same command again to resume\n')
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
 
 import argparse
 import base64
 import collections
+import concurrent.futures
 import contextlib
 import difflib
-import email.utils
-import errno
 import functools
 import hashlib
-import http.client
 import json
-import os
 import random
 import re
 import shutil
-import sys
+import stat
+import threading
 import time
-from urllib.parse import urlsplit
+import types
 
 try:
     import fcntl
@@ -40,54 +52,56 @@ except ImportError as error:
 
 URL = 'https://openaipublic.blob.core.windows.net/gpt-2/models'
 PARAMETERS = {'124M': 124439808, '355M': 354823168, '774M': 774030080, '1558M': 1557611200}
-ALIASES = {'117M': '124M', '345M': '355M'}  # As the sizes were called at first.
+ALIASES = {'117M': '124M', '345M': '355M'}  # the names at the first release
 
 HPARAMS, WEIGHTS, MARKER = 'hparams.json', 'model.ckpt.data-00000-of-00001', 'checkpoint'
-# In the order they are fetched: hparams.json tells how large the weights must be, and TensorFlow
-# finds no weights where there is no `checkpoint`.
+# In the order of download: hparams.json gives the size of the weights, and TensorFlow finds no
+# weights without `checkpoint`.
 FILES = (HPARAMS, 'vocab.bpe', 'encoder.json', 'model.ckpt.index', 'model.ckpt.meta', WEIGHTS,
          MARKER)
 SHA256 = {
     'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783',
     'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
 }
+# All paths in a file `checkpoint`, with their quotes. As in TensorFlow's text protocol buffers,
+# adjacent strings are one. Of several paths, one reader takes the first and another the last.
+MODEL_PATHS = re.compile(rb'(?<!\w)model_checkpoint_path\s*:\s*("[^"\n]*"(?:\s*"[^"\n]*")*|)')
+SMALL_FILE = 10 ** 8  # bytes that no file but the weights may exceed
+DIMENSION = 10 ** 7   # what no dimension in hparams.json may exceed
 
-CHUNK = 2 ** 16       # Bytes a read; more is hardly faster, and a break loses the read under way.
-TIMEOUT = 15, 30      # Seconds to connect, and without a byte.
-RETRIES = 8           # Without progress in between; the pauses then add up to about two minutes.
-FIRST_PAUSE = 0.5     # Seconds; doubles with every try,
-LONGEST_PAUSE = 60    # up to this.
-LONGEST_WAIT = 300    # Seconds; a server that asks for more patience (Retry-After) gets none.
-LINE_EVERY = 10       # Seconds between two lines of progress where stderr is no terminal.
-LOCK_EVERY = 0.5      # Seconds between two looks whether another process has finished.
+CHUNK = 2 ** 16       # bytes per read; larger is hardly faster, and an error loses the current read
+TIMEOUT = 15, 30      # seconds to connect, and between two bytes
+ANSWER_TIMEOUT = 90   # seconds until all headers have arrived, redirects included
+RETRIES = 8           # without progress in between; the pauses add up to about two minutes
+FIRST_PAUSE = 0.5     # seconds; doubles with every retry,
+LONGEST_PAUSE = 60    # up to this
+LONGEST_WAIT = 300    # seconds; a server that asks for more (Retry-After) is an error
+LINE_EVERY = 10       # seconds between two lines of progress if stderr is not a terminal
+LOCK_EVERY = 0.5      # seconds between two attempts to lock a directory
 
+amount = functools.partial(tqdm.format_sizeof, suffix='B')  # 498MB
 
-class Failure(Exception):
-    """What no further try can mend; the message is for the user."""
-
-
-class Trouble(Exception):
-    """What may pass, so that it is worth another try, after `wait` seconds at least."""
-
-    def __init__(self, message, wait=0):
-        super().__init__(message)
-        self.wait = wait
-
-
-# What a server says of a file: its size, its MD5 (in base64, as in Content-MD5) and a validator,
-# its ETag or else its date, which If-Range takes. Each is None where the server does not say.
+# What a server says about a file: its size, its MD5 (in base64, as in Content-MD5), and a validator
+# for If-Range (its ETag, or else its date). Each is None if the server does not say.
 Remote = collections.namedtuple('Remote', 'size md5 validator')
-UNKNOWN = Remote(None, None, None)
 
 
-# The command line.
+class DownloadError(Exception):
+    """An error that no retry can fix. The message is for the user."""
+
+
+class RetryableError(Exception):
+    """An error that may pass, at `position` in a file; a retry must wait `wait` seconds or more."""
+
+    def __init__(self, message, wait=0, position=0):
+        super().__init__(message)
+        self.wait, self.position = wait, position
+
+
+# The command line
 
 def main(argv=None):
-    """Returns the exit status: 0, 1 after a failure, 130 after Ctrl-C.
-
-    Raises:
-      SystemExit: see parse.
-    """
+    """Run the command; return its exit status, 0 or 1. See `parse` for other statuses."""
     args = parse(argv)
     if not args.sizes:
         print(table())
@@ -96,312 +110,199 @@ def main(argv=None):
     session.headers['Accept-Encoding'] = 'identity'
     try:
         for size in args.sizes:
-            print(fetch_model(session, args.url, size, args.models_dir), flush=True)
-    except Failure as failure:
-        say(f'download_model.py: {failure}')
+            directory = os.path.join(args.models_dir, size)
+            done = complete_model(session, f'{args.url}/{size}', directory)
+            say(f'{size} is in {directory}, {done}', sys.stdout)
+    except DownloadError as error:
+        say(f'download_model.py: {error}')
         return 1
-    except KeyboardInterrupt:
-        say('\nstopped; run the same command again to go on from here')
-        return 130
     return 0
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that complains in one line."""
+    """An ArgumentParser that prints errors in one line."""
 
     def error(self, message):
-        self.exit(2, f'{self.prog}: {message}\n')
+        say(f'{self.prog}: {message}')
+        self.exit(2)
 
 
 def parse(argv):
-    """Returns the arguments, with current names in `sizes`, each once, and `url` without a final /.
-
-    Raises:
-      SystemExit: status 2 and a line on stderr for unusable ones; 0 after --help.
-    """
+    """Return the arguments, or raise SystemExit: 2 after an error in one line, 0 after --help."""
     parser = Parser('download_model.py', description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter,
                     epilog='without a SIZE, lists the sizes:\n\n' + table())
     parser.add_argument('sizes', metavar='SIZE', nargs='*', help=', '.join(PARAMETERS))
     parser.add_argument('--models_dir', metavar='DIR', default='models',
-                        help='models go into DIR/SIZE (default: models, in the current folder)')
+                        help='store models in DIR/SIZE (default: models in the current folder)')
     parser.add_argument('--url', default=os.environ.get('GPT2_MODELS_URL') or URL,
-                        help='a mirror, with the files at URL/SIZE/ (default: $GPT2_MODELS_URL, '
+                        help='a mirror that has the files at URL/SIZE/ (default: $GPT2_MODELS_URL, '
                              f'or else {URL})')
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         parser.error(f'there is no flag {unknown[0]}'
-                     + near(unknown[0].split('=')[0], ['--models_dir', '--url', '--help']))
+                     + suggest(unknown[0].split('=')[0], ['--models_dir', '--url', '--help']))
     for size in args.sizes:
         if size not in PARAMETERS and size not in ALIASES:
             parser.error(f'there is no size {size!r}; the sizes are {", ".join(PARAMETERS)}'
-                         + near(size.upper(), [*PARAMETERS, *ALIASES]))
+                         + suggest(size.upper(), [*PARAMETERS, *ALIASES]))
     if not args.models_dir:
-        parser.error('--models_dir is empty')
+        parser.error('--models_dir is empty; name a folder')
     if not re.match('https?://[^/]', args.url):
         parser.error(f'--url must begin with http:// or https:// and a host, not {args.url!r}')
     for size in sorted(ALIASES.keys() & args.sizes):
-        say(f'{size} is called {ALIASES[size]} now, and goes into a folder of that name')
+        say(f'{size} is now called {ALIASES[size]}, and is stored in a folder of that name')
     args.sizes = list(dict.fromkeys(ALIASES.get(size, size) for size in args.sizes))
     args.url = args.url.rstrip('/')
     return args
 
 
-def near(word, words):
-    """Returns the question whether the nearest of words was meant, or '' if none is near."""
+def suggest(word, words):
+    """Return a question that suggests the most similar of some words, or '' if none is similar."""
     matches = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f'; did you mean {matches[0]}?' if matches else ''
 
 
 def table():
-    """Returns the sizes as text: name, older name, parameters, download."""
-    older = {name: alias for alias, name in ALIASES.items()}
-    rows = [f'{name:7}{older.get(name, ""):9}{count:13,}{amount(4 * count):>12}'
+    """Return the sizes as text: name, former name, parameters, download."""
+    former = {name: alias for alias, name in ALIASES.items()}
+    rows = [f'{name:7}{former.get(name, ""):9}{count:13,}{amount(4 * count):>12}'
             for name, count in PARAMETERS.items()]
     return '\n'.join([f'{"SIZE":7}{"formerly":9}{"parameters":>13}{"download":>12}', *rows])
 
 
-def amount(size):
-    return tqdm.format_sizeof(size, 'B')
+def say(message, file=None):
+    """Print one line, without control characters: parts of it may come from a server."""
+    line = ''.join(char if char.isprintable() else ' ' for char in message)
+    if len(line) > 1000:
+        line = f'{line[:500]} ... {line[-500:]}'
+    print(line, file=file or sys.stderr, flush=True)
 
 
-def say(message):
-    print(message, file=sys.stderr, flush=True)
+def progress(name, done, size, delay=0):
+    """Return a progress bar that appears after `delay` seconds; lines if stderr is no terminal."""
+    lines = {} if sys.stderr.isatty() else {
+        'file': types.SimpleNamespace(write=lambda text: text.strip() and say(text.strip())),
+        'mininterval': LINE_EVERY, 'miniters': 1,
+        'bar_format': '{desc}: {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left'}
+    return tqdm(desc=name, initial=done, total=size, unit='B', unit_scale=True, delay=delay,
+                **lines)
 
 
-# A model: its seven files.
+# A model: seven files in a directory
 
-def fetch_model(session, url, size, models_dir):
-    """Makes models_dir/size complete and returns a sentence that says so.
-
-    Raises:
-      Failure: it cannot be done; what has come so far stays for the next run.
-    """
-    directory = os.path.join(models_dir, size)
+def complete_model(session, url, directory):
+    """Download what a directory lacks of the model at url; return what was done, in words."""
+    downloaded = []
     try:
-        complete = not faulty(directory)
+        complete = not invalid_files(directory)
         try:
-            remotes = survey(session, f'{url}/{size}', retries=0 if complete else RETRIES)
-        except Failure as failure:
+            remotes = {name: retry(lambda name=name: ask_about(session, f'{url}/{name}'), name,
+                                   retries=0 if complete else RETRIES) for name in FILES}
+        except DownloadError as error:
             if not complete:
                 raise
-            say(f'not compared with the server: {failure}')
-            return f'{size} is in {directory}, complete as far as can be told without the server'
-        fetched = []
-        if lacking(directory, remotes):
+            say(f'not compared with the server: {error}')
+            return 'complete as far as one can check without the server'
+        if invalid_files(directory, remotes):
             os.makedirs(directory, exist_ok=True)
-            with only_user(directory):
-                fetched = fetch_files(session, f'{url}/{size}', directory, remotes)
+            with locked(directory):
+                downloaded = download_files(session, url, directory, remotes)
     except OSError as error:
-        raise Failure(f'cannot write to {directory}: {error.strerror or error}; mend that or '
-                      f'choose another place with --models_dir') from error
-    done = f'fetched {", ".join(fetched)}' if fetched else 'nothing had to be fetched'
-    return f'{size} is in {directory}, complete and checked: {done}'
+        raise DownloadError(f'cannot write to {error.filename or directory}: '
+                            f'{error.strerror or error}; correct this or choose another folder '
+                            f'with --models_dir')
+    done = f'downloaded {", ".join(downloaded)}' if downloaded else 'nothing had to be downloaded'
+    return f'complete and checked: {done}'
 
 
-def survey(session, url, retries):
-    """Returns a dict: for each file what the server says of it.
-
-    Raises:
-      Failure: the server cannot be asked, or one of the files is not there.
-    """
-    return {name: persist(functools.partial(ask_about, session, f'{url}/{name}'), name, retries)
-            for name in FILES}
-
-
-def lacking(directory, remotes):
-    """Returns the names of the files that are missing, broken, or not what the server has."""
-    broken = faulty(directory)
-    names = [name for name in FILES
-             if name in broken or not matches(os.path.join(directory, name), remotes[name])]
-    if names and MARKER not in names:
-        names.append(MARKER)  # Replacing another file removes it.
-    return names
-
-
-def fetch_files(session, url, directory, remotes):
-    """Fetches the files that the directory lacks; returns their names.
-
-    Raises:
-      Failure, OSError
-    """
-    if faulty(directory):
+def download_files(session, url, directory, remotes):
+    """Download the files of a locked directory that are missing or invalid; return their names."""
+    if invalid_files(directory):
         remove(os.path.join(directory, MARKER))
-    names = lacking(directory, remotes)
-    for i, name in enumerate(names):
-        if name == WEIGHTS:
-            remotes = {**remotes, WEIGHTS: sized(remotes[WEIGHTS], directory)}
-        require_space(directory, {name: remotes[name].size or 0 for name in names[i:]})
-        fetch(session, f'{url}/{name}', os.path.join(directory, name), remotes[name])
-    for name in FILES:  # A partial file can lie beside a whole one that came from elsewhere.
-        remove(os.path.join(directory, name + '.partial'))
-        remove(os.path.join(directory, name + '.partial.json'))
+    names = invalid_files(directory, remotes)
+    if names and MARKER not in names:
+        names.append(MARKER)  # it is removed when another file is replaced
+    require_space(directory, sum(remotes[name].size or 0 for name in names)
+                  - sum(map(os.path.getsize, partial_files(directory))))
+    for name in names:
+        fetch = functools.partial(attempt, session, f'{url}/{name}', os.path.join(directory, name))
+        wrong = retry(fetch, name, RETRIES)
+        if wrong:  # no byte can be trusted: once more, from the start
+            say(f'{name}: {wrong}; downloading it again')
+            wrong = retry(fetch, name, RETRIES)
+        if wrong:
+            raise DownloadError(f'{name}: {wrong}, at the second attempt as well; try another '
+                                f'network or another --url')
+    for path in partial_files(directory):
+        remove(path)
     return names
 
 
-def sized(remote, directory):
-    """Returns what the server says of the weights, with the size they have by hparams.json.
-
-    Raises:
-      Failure: the server offers another size.
-    """
-    size = weights_size(os.path.join(directory, HPARAMS))
-    if remote.size not in (None, size):
-        raise Failure(f'{WEIGHTS}: {HPARAMS} asks for {size:,} bytes, the server has '
-                      f'{remote.size:,}; its files do not belong together, choose another --url')
-    return remote._replace(size=size)
+def partial_files(directory):
+    """Return the paths of all partial files; earlier versions had a .partial.json for each."""
+    return [os.path.join(directory, name) for name in os.listdir(directory)
+            if name.startswith(tuple(f'{file}.' for file in FILES))
+            and name.endswith(('.partial', '.partial.json'))]
 
 
-def require_space(directory, sizes):
-    """Raises Failure if the disk cannot hold the rest of the files; sizes: name -> bytes."""
-    missing = sum(max(0, size - size_of(os.path.join(directory, name + '.partial')))
-                  for name, size in sizes.items())
+def require_space(directory, size):
+    """Raise DownloadError if the disk has no room for this many more bytes."""
     free = shutil.disk_usage(directory).free
-    if missing > free:
-        raise Failure(f'{directory}: {amount(missing)} are still to come, but only {amount(free)} '
-                      f'are free there; make room or choose another place with --models_dir')
+    if size > free:
+        raise DownloadError(f'{directory}: {amount(size)} are still to come, but only '
+                            f'{amount(free)} are free; make room or choose another --models_dir')
 
 
 @contextlib.contextmanager
-def only_user(directory):
-    """Holds a lock on the directory, after waiting for any other process that holds it.
-
-    The system drops the lock with the process that holds it, however that one ends.
-    """
+def locked(directory):
+    """Hold a lock on a directory. The system releases it when the process ends in any way."""
     path = os.path.join(directory, '.lock')
-    told = False
-    while True:
-        lock = open(path, 'a')
-        if try_lock(lock) and is_at(lock, path):
-            break
-        lock.close()
-        if not told:
-            say(f'waiting for another process that fetches into {directory}')
-            told = True
-        time.sleep(LOCK_EVERY)
+    file = open_regular(path)
+    if not lock(file):
+        say(f'waiting for another process that downloads into {directory}')
+        while not lock(file):
+            file.close()
+            time.sleep(LOCK_EVERY)
+            file = open_regular(path)
     try:
         yield
     finally:
-        with contextlib.suppress(PermissionError):  # Windows removes no open file.
-            os.remove(path)
-        lock.close()
+        with contextlib.suppress(PermissionError):  # Windows cannot remove an open file
+            remove(path)
+        file.close()
 
 
-def try_lock(file):
-    """Returns whether the file is locked by this process now; if not, it is by another."""
+def lock(file):
+    """Lock an open file; return False if another process has it locked, or has removed it."""
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        say('this file system has no locks: do not fetch the same model twice at a time')
-    return True
-
-
-def is_at(file, path):
-    """Returns whether an open file is the one at path; the process before may have removed it."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError:
+        say('this file system has no locks: do not run two downloads of one model at a time')
+    return os.fstat(file.fileno()).st_nlink > 0
 
 
-# Whether a file is what it should be.
+def open_regular(path):
+    """Open a file to read and append, and create it if it is missing.
 
-def faulty(directory):
-    """Returns the names of the files that are missing or, by their content alone, not in order."""
-    return [name for name in FILES if problem(name, os.path.join(directory, name))]
-
-
-def problem(name, path):
-    """Returns what is wrong with the content of the file at path, which is to be name, or None."""
-    if not os.path.isfile(path):
-        return 'it is missing'
-    with open(path, 'rb') as file:
-        start = file.read(100)
-    if not start:
-        return 'it is empty'
-    if start.lstrip().lower().startswith((b'<!doctype', b'<html')):
-        return 'it is a web page, perhaps the login page of the network'
-    if name == HPARAMS:
-        return hparams_problem(path)
-    if name == WEIGHTS:
-        return weights_problem(path)
-    if name == MARKER and b'model_checkpoint_path: "model.ckpt"' not in start:
-        return 'it does not name model.ckpt'
-    if name in SHA256 and digest(path, hashlib.sha256()).hex() != SHA256[name]:
-        return 'it is not the vocabulary of GPT-2 (its sha256 differs)'
-    return None
-
-
-def hparams_problem(path):
-    try:
-        weights_size(path)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return f'it is not JSON with the dimensions of a model ({error!r})'
-    return None
-
-
-def weights_problem(path):
-    hparams = os.path.join(os.path.dirname(path), HPARAMS)
-    if problem(HPARAMS, hparams):
-        return None  # Nothing to measure them by.
-    size = weights_size(hparams)
-    if os.path.getsize(path) != size:
-        return f'it has {os.path.getsize(path):,} bytes where {HPARAMS} asks for {size:,}'
-    return None
-
-
-def weights_size(path):
-    """Returns the bytes that the weights take by the hparams.json at path: four a parameter.
-
-    Raises:
-      ValueError, KeyError, TypeError: it does not hold what it should.
+    Others may have put something else at the path. A link is not followed, a FIFO is not waited
+    for, and a file that has other names (hard links) is not changed: they are OSErrors.
     """
-    with open(path, encoding='utf-8') as file:
-        hparams = json.load(file)
-    dimensions = [hparams[key] for key in ('n_vocab', 'n_ctx', 'n_embd', 'n_layer')]
-    if not all(type(dimension) is int and dimension > 0 for dimension in dimensions):
-        raise ValueError('a dimension is not a positive integer')
-    n_vocab, n_ctx, n_embd, n_layer = dimensions
-    attention = 4 * n_embd ** 2 + 4 * n_embd
-    mlp = 8 * n_embd ** 2 + 5 * n_embd
-    norm = 2 * n_embd
-    return 4 * ((n_vocab + n_ctx) * n_embd + n_layer * (attention + mlp + 2 * norm) + norm)
+    def opener(path, flags):
+        flags |= getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)  # not on Windows
+        descriptor = os.open(path, flags, 0o666)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(descriptor)
+            raise OSError(0, 'it is not a regular file with one name', path)
+        return descriptor
 
-
-def matches(path, remote):
-    """Returns whether the file at path is what the server has, as far as the server says."""
-    if not os.path.isfile(path) or remote.size not in (None, os.path.getsize(path)):
-        return False
-    return remote.md5 is None or remote.md5 == in_base64(digest(path, hashlib.md5()))
-
-
-def digest(path, hasher):
-    with open(path, 'rb') as file:
-        for chunk in chunks(file):
-            hasher.update(chunk)
-    return hasher.digest()
-
-
-def chunks(file):
-    """Yields the bytes of an open file, showing progress where that takes a while."""
-    size = os.fstat(file.fileno()).st_size
-    with progress(f'{os.path.basename(file.name)} (checking)', 0, size, delay=1) as bar:
-        for chunk in iter(lambda: file.read(CHUNK), b''):
-            yield chunk
-            bar.update(len(chunk))
-
-
-def in_base64(digest):
-    return base64.b64encode(digest).decode('ascii')
-
-
-def size_of(path):
-    return os.path.getsize(path) if os.path.exists(path) else 0
+    return open(path, 'ab+', opener=opener)
 
 
 def remove(path):
@@ -409,341 +310,256 @@ def remove(path):
         os.remove(path)
 
 
-# A file: from the server to its place.
+# Validation
 
-def fetch(session, url, path, remote):
-    """Fetches url to path, going on with the partial file there may be.
+def invalid_files(directory, remotes=None):
+    """Return the names of the files that are missing or invalid, or differ from their Remotes."""
+    return [name for name in FILES
+            if problem(name, os.path.join(directory, name), remotes and remotes[name])]
 
-    Bytes that came whole and are wrong are fetched once more: nothing tells which of them to keep.
 
-    Raises:
-      Failure, OSError: there is no file at path then, or still the former one.
+def problem(name, path, remote=None):
+    """Return what is wrong with the file at path, whose name is or will be `name`, or None."""
+    if not os.path.isfile(path):
+        return 'it is missing'
+    size, required = os.path.getsize(path), None
+    with open(path, 'rb') as file:
+        start = file.read(2 ** 20)
+    if name == WEIGHTS:
+        required = weights_size(os.path.join(os.path.dirname(path), HPARAMS))
+    elif size > SMALL_FILE:
+        return f'it has more than {amount(SMALL_FILE)}'
+    if remote and remote.size not in (None, size):
+        return f'it has {size:,} bytes, but {remote.size:,} were announced'
+    if required not in (None, size):
+        return f'it has {size:,} bytes, but {HPARAMS} requires {required:,}'
+    if not start:
+        return 'it is empty'
+    if start.lstrip().lower().startswith((b'<!doctype', b'<html')):
+        return 'it is a web page, perhaps the login page of the network'
+    if name == HPARAMS and not weights_size(path):
+        return f'it is not JSON with n_vocab, n_ctx, n_embd and n_layer from 1 to {DIMENSION:,}'
+    if name == MARKER and MODEL_PATHS.findall(start) != [b'"model.ckpt"']:
+        return 'it does not name model.ckpt'
+    if name in SHA256 and digest(path, hashlib.sha256()).hex() != SHA256[name]:
+        return 'it is not the vocabulary of GPT-2 (its sha256 differs)'
+    md5 = remote and remote.md5
+    if md5 and md5 != base64.b64encode(digest(path, hashlib.md5())).decode():
+        return 'it is not what the server has (its MD5 differs)'
+    return None
+
+
+def weights_size(path):
+    """Return the bytes that the weights of the hparams.json at path have, None if it is invalid."""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        with open(path, encoding='utf-8') as file:
+            hparams = json.loads(file.read(2 ** 20))
+        sizes = [hparams[key] for key in ('n_vocab', 'n_ctx', 'n_embd', 'n_layer')]
+        if all(type(size) is int and 0 < size <= DIMENSION for size in sizes):
+            n_vocab, n_ctx, n_embd, n_layer = sizes
+            per_layer = 12 * n_embd ** 2 + 13 * n_embd  # matrices; biases and two normalizations
+            return 4 * ((n_vocab + n_ctx + 2) * n_embd + n_layer * per_layer)
+    return None
+
+
+def digest(path, hasher):
+    with open(path, 'rb') as file, progress(f'{os.path.basename(path)} (checking)', 0,
+                                            os.path.getsize(path), delay=1) as bar:
+        for chunk in iter(lambda: file.read(CHUNK), b''):
+            hasher.update(chunk)
+            bar.update(len(chunk))
+    return hasher.digest()
+
+
+# One file
+
+def attempt(session, url, path):
+    """Start or resume the download of url to path; return None, or what is wrong with the file.
+
+    After an error, path is missing or still the former file.
     """
-    name = os.path.basename(path)
-    for again in True, False:
-        with Partial(path, remote) as partial:
-            persist(lambda: receive(session, url, partial), name, RETRIES, lambda: partial.size)
-            fault = partial.fault()
-            if not fault:
-                partial.put_in_place()
-                return
-            partial.discard()
-        if again:
-            say(f'{name}: {fault}; fetching it once more')
-    raise Failure(f'{name}: {fault}, at the second try as well; another network or another --url '
-                  f'may help')
+    directory, name = os.path.split(path)
+    remote = ask_about(session, url)
+    if name == WEIGHTS:
+        size = weights_size(os.path.join(directory, HPARAMS)) or 0
+        if remote.size not in (None, size):
+            raise DownloadError(f'{HPARAMS} requires {size:,} bytes, the server has {remote.size:,}'
+                                f'; its files do not belong together, choose another --url')
+        remote = remote._replace(size=size)
+    # The name says which file the bytes belong to: only bytes of the same file complete them.
+    identity = remote.md5 or f'{remote.size} {remote.validator}'
+    partial = f'{path}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}.partial'
+    for other in partial_files(directory):
+        if other.startswith(path) and other != partial:
+            remove(other)
+    with open_regular(partial) as file:
+        if not (remote.md5 or remote.validator):
+            restart(file)
+        if not file.tell() or file.tell() != remote.size:
+            remote = receive(session, url, name, file, remote)
+        file.flush()
+        os.fsync(file.fileno())
+    wrong = problem(name, partial, remote)
+    if wrong:
+        remove(partial)
+        return wrong
+    remove(os.path.join(directory, MARKER))  # a mixture of files must not count as complete
+    os.replace(partial, path)
+    if fcntl:  # Windows cannot open a folder
+        descriptor = os.open(directory, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # nor can every file system synchronize one
+            os.fsync(descriptor)
+        os.close(descriptor)
+    return None
 
 
-class Partial:
-    """The bytes of a file so far, and what the server said of the file they belong to.
-
-    The bytes lie in path.partial. path.partial.json says what they belong to, so that a later run
-    can tell whether the server still has the rest of them.
-    """
-
-    def __init__(self, path, remote):
-        self.path = path
-        self.bytes, self.note = path + '.partial', path + '.partial.json'
-        self.file = open(self.bytes, 'ab+')  # Writes go to its end, wherever it was read last.
-        self.remote = self.read_note()
-        self.size = 0
-        self.md5 = hashlib.md5()
-        if continues(self.remote, remote):
-            self.take_stock()
-        else:
-            self.begin(remote)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-        if not self.size:
-            self.discard()
-
-    def read_note(self):
-        try:
-            with open(self.note, encoding='utf-8') as file:
-                return Remote(**json.load(file))
-        except (FileNotFoundError, ValueError, TypeError):
-            return UNKNOWN
-
-    def take_stock(self):
-        """Goes on with the bytes that are there."""
-        self.file.seek(0)
-        for chunk in chunks(self.file):
-            self.md5.update(chunk)
-            self.size += len(chunk)
-
-    def begin(self, remote):
-        """Starts over, with nothing, on a file that the server describes so."""
-        self.file.truncate(0)
-        self.size = 0
-        self.md5 = hashlib.md5()
-        self.remote = remote
-        with open(self.note, 'w', encoding='utf-8') as file:
-            json.dump(remote._asdict(), file)
-
-    def append(self, chunk):
-        self.file.write(chunk)
-        self.md5.update(chunk)
-        self.size += len(chunk)
-
-    def fault(self):
-        """Returns what is wrong with the bytes, now that all have come, or None."""
-        self.file.flush()
-        if self.remote.size not in (None, self.size):
-            return f'{self.size:,} bytes came where {self.remote.size:,} were announced'
-        if self.remote.md5 not in (None, in_base64(self.md5.digest())):
-            return 'the bytes that came are not those the server has (their MD5 differs)'
-        return problem(os.path.basename(self.path), self.bytes)
-
-    def discard(self):
-        self.file.close()
-        remove(self.bytes)
-        remove(self.note)
-
-    def put_in_place(self):
-        os.fsync(self.file.fileno())
-        self.file.close()
-        # Of a former model, no part may be replaced while it still counts as complete.
-        remove(os.path.join(os.path.dirname(self.path), MARKER))
-        os.replace(self.bytes, self.path)
-        remove(self.note)
-
-
-def continues(former, remote):
-    """Returns whether bytes of the file that was `former` may be followed by bytes of `remote`."""
-    if not same(former, remote):
-        return False
-    return former.validator is not None or former.md5 is not None and former.md5 == remote.md5
-
-
-def same(one, other):
-    """Returns whether two Remotes can describe the same file: neither contradicts the other."""
-    return all(None in pair or pair[0] == pair[1] for pair in zip(one, other))
-
-
-def receive(session, url, partial):
-    """Asks for what a partial file lacks and appends what comes.
-
-    Raises:
-      Trouble, Failure, OSError
-    """
-    if partial.size and partial.size == partial.remote.size:
-        return
-    if not continues(partial.remote, partial.remote):
-        partial.begin(partial.remote)
-    headers = {}
-    if partial.size:
-        headers['Range'] = f'bytes={partial.size}-'
-        if partial.remote.validator:
-            headers['If-Range'] = partial.remote.validator
-    with ask(session, 'GET', url, headers) as response:
+def receive(session, url, name, file, remote):
+    """Append what a file lacks; return `remote` with what else the response says about it."""
+    done = file.tell()
+    headers = {'Range': f'bytes={done}-', 'If-Range': remote.validator} if done else {}
+    with request(session, 'GET', url, headers) as response:
+        content_range = response.headers.get('Content-Range', '')
+        if response.status_code != 200 and not content_range.startswith(f'bytes {done}-'):
+            restart(file)
+            raise RetryableError('the server cannot resume: starting over')
+        found = describe(response)
+        if not all(None in pair or pair[0] == pair[1] for pair in zip(found, remote)):
+            # Which of the two is wrong is unknown; this must not cost the bytes so far.
+            raise RetryableError(f'the server announced another file ({remote.size} bytes) than '
+                                 f'it sends ({found.size} bytes)')
         if response.status_code == 200:
-            partial.begin(whole(response, partial.remote))
-        elif not fits(response, partial):
-            partial.begin(partial.remote)
-            raise Trouble('the server has another file now, or cannot go on in one: starting over')
-        size = partial.remote.size
-        with progress(os.path.basename(partial.path), partial.size, size) as bar:
-            for chunk in body(response):
-                partial.append(chunk)
+            restart(file)
+        size = remote.size or found.size
+        if size is None and response.headers.get('Transfer-Encoding', '').lower() != 'chunked':
+            raise DownloadError('the server does not say how long the file is, so its end cannot '
+                                'be checked; choose another --url')
+        limit = size if name == WEIGHTS else SMALL_FILE
+        require_space(os.path.dirname(file.name), (size or 0) - file.tell())
+        with progress(name, file.tell(), size) as bar:
+            for chunk in body(response, file):
+                file.write(chunk)
                 bar.update(len(chunk))
-                if size is not None and partial.size > size:
-                    return  # More than announced: a fault.
-    if size is not None and partial.size < size:
-        raise Trouble('the connection broke (it ended early)')
+                if file.tell() > limit:
+                    break
+    if file.tell() < min(size or 0, limit):
+        raise RetryableError('the connection broke (it ended early)', position=file.tell())
+    return Remote(size, remote.md5 or found.md5, None)
 
 
-def whole(response, before):
-    """Returns the Remote of a response that brings the whole file, filled up by what HEAD said.
-
-    Raises:
-      Trouble: it says another size than HEAD. One of them is a lie, which must not cost the bytes
-        that are here.
-      Failure: nothing says where the file ends.
-    """
-    found = describe(response)
-    if None not in (found.size, before.size) and found.size != before.size:
-        raise Trouble(f'the server sends {found.size:,} bytes of a file that has {before.size:,}')
-    size = before.size if found.size is None else found.size
-    if size is None and response.headers.get('Transfer-Encoding', '').lower() != 'chunked':
-        raise Failure('the server does not say how long the file is, so nobody can tell whether it '
-                      'is whole; choose another --url')
-    return Remote(size, found.md5 or (before.md5 if same(found, before) else None), found.validator)
+def restart(file):
+    file.seek(0)
+    file.truncate()
 
 
-def fits(response, partial):
-    """Returns whether a response goes on where the partial file ends, in the same file."""
-    start = re.match('bytes ([0-9]*)', response.headers.get('Content-Range', ''))
-    return (response.status_code == 206 and start is not None
-            and number(start.group(1)) == partial.size
-            and same(describe(response), partial.remote))
+# The network
 
-
-# The network.
-
-def persist(action, name, retries, position=lambda: 0):
-    """Returns what action() returns, trying again after Trouble, with longer and longer pauses.
-
-    Tries count from the last one that got further, by position(), than any before it.
-
-    Raises:
-      Failure: action() raised it, or Trouble too often.
-    """
-    tries, furthest = 0, position()
+def retry(action, name, retries):
+    """Return action(), repeated after RetryableErrors: `retries` times without any progress."""
+    failures = furthest = 0
     while True:
         try:
             return action()
-        except Failure as failure:
-            raise Failure(f'{name}: {failure}') from failure
-        except Trouble as trouble:
-            if position() > furthest:
-                tries, furthest = 0, position()
-            tries += 1
-            if tries > retries:
-                after = f' after the {position():,} bytes that are here' if position() else ''
-                raise Failure(f'{name}: {trouble}, try {tries} of {tries}; run the same command '
-                              f'again to go on{after}') from trouble
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)) * random.uniform(0.5, 1)
-            pause = max(pause, trouble.wait)
-            say(f'{name}: {trouble}; trying again in {pause:.1f} s ({tries} of {retries})')
-            time.sleep(pause)
+        except DownloadError as error:
+            raise DownloadError(f'{name}: {error}')
+        except RetryableError as error:
+            if error.position > furthest:
+                failures, furthest = 0, error.position
+            failures += 1
+            if failures > retries:
+                after = f' after the {furthest:,} bytes on disk' if furthest else ''
+                raise DownloadError(f'{name}: {error} (attempt {failures} of {failures}); run the '
+                                    f'same command again to resume{after}')
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * random.uniform(0.5, 1)
+            pause = max(pause, error.wait)
+            say(f'{name}: {error}; retrying in {pause:.1f} s ({failures} of {retries})')
+        time.sleep(pause)
 
 
 def ask_about(session, url):
-    """Returns what the server says of a file without sending it; UNKNOWN if it cannot do that."""
-    with ask(session, 'HEAD', url, {}) as response:
-        return describe(response) if response.status_code == 200 else UNKNOWN
-
-
-def ask(session, method, url, headers):
-    """Sends a request; returns the response, whose body is still to be read.
-
-    Its status is 200; also 206 or 416 if headers ask for a range; also 405 or 501 to HEAD.
-
-    Raises:
-      Trouble, Failure
-    """
-    try:
-        response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT,
-                                   allow_redirects=True)
-    except (requests.ConnectionError, requests.Timeout) as error:
-        if 'CERTIFICATE_VERIFY_FAILED' in str(error):
-            raise Failure(f'the certificate of {url} is not valid here; the network may ask for a '
-                          f'login, or have its own certificates ($REQUESTS_CA_BUNDLE)') from error
-        raise Trouble(f'no answer from {urlsplit(url).netloc} ({cause(error)})') from error
-    except (OSError, ValueError) as error:  # Of requests, and of what it uses.
-        raise Failure(f'{url} cannot be asked for ({cause(error)}); is --url right?') from error
-    try:
-        check_answer(response, method, headers)
-    except (Trouble, Failure):
-        response.close()
-        raise
-    return response
-
-
-def check_answer(response, method, headers):
-    """Raises Trouble or Failure unless the response is one that ask() returns."""
-    status, url = response.status_code, response.url
-    if status == 429 or status == 408 or status >= 500 and status != 501:
-        wait = retry_after(response)
-        if wait > LONGEST_WAIT:
-            raise Failure(f'the server asks to wait {wait:,.0f} s; run the same command again then')
-        raise Trouble(f'the server answers {status} {response.reason}', wait)
-    if status in (405, 501) and method == 'HEAD' or status == 416 and 'Range' in headers:
-        return
-    if status != 200 and not (status == 206 and 'Range' in headers):
-        raise Failure(f'{url} answers {status} {response.reason}; is --url right?')
-    if 'text/html' in response.headers.get('Content-Type', ''):
-        raise Failure(f'{url} is a web page; log in to the network, if it has a login page, or '
-                      f'mend --url')
-    if response.headers.get('Content-Encoding', 'identity') != 'identity':
-        raise Failure(f'{url} comes with Content-Encoding {response.headers["Content-Encoding"]}, '
-                      f'unasked, so it cannot be checked; choose another network or --url')
-
-
-def body(response):
-    """Yields the chunks of the response's body. Raises Trouble."""
-    try:
-        yield from response.iter_content(CHUNK)
-    except requests.RequestException as error:
-        raise Trouble(f'the connection broke ({cause(error)})') from error
-
-
-def cause(error):
-    """Returns what is at the bottom of an error, which requests and urllib3 wrap several times."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    if isinstance(error, http.client.IncompleteRead):
-        return 'it ended early'
-    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    """Return the Remote of a file: by HEAD, or by a GET that is not read if there is no HEAD."""
+    for method in 'HEAD', 'GET':
+        with request(session, method, url, {}) as response:
+            if response.status_code == 200:
+                break
+    return describe(response)
 
 
 def describe(response):
-    """Returns the Remote that the headers of a response describe: of the whole file, always."""
+    """Return the Remote that the headers of a response describe, always of the whole file."""
     headers = response.headers
+    size, md5 = headers.get('Content-Length', ''), headers.get('Content-MD5')
     if response.status_code == 206:
-        size, md5 = headers.get('Content-Range', '').rpartition('/')[2], None  # MD5: of the part.
-    else:
-        size, md5 = headers.get('Content-Length', ''), headers.get('Content-MD5')
+        size, md5 = headers.get('Content-Range', '').rpartition('/')[2], None  # MD5 of the part
     etag = headers.get('ETag', 'W/')
     validator = headers.get('Last-Modified') if etag.startswith('W/') else etag
-    return Remote(number(size), md5, validator)
+    return Remote(int(size) if re.fullmatch('[0-9]{1,18}', size) else None, md5,
+                  validator if re.fullmatch('[ -~]{1,200}', validator or '') else None)
 
 
-def retry_after(response):
-    """Returns the seconds that the server asks to wait (Retry-After: seconds or a date), or 0."""
-    value = response.headers.get('Retry-After', '')
-    if number(value) is not None:
-        return number(value)
+@contextlib.contextmanager
+def request(session, method, url, headers):
+    """Send a request; yield a response that passed check_response, to read its body."""
+    # The timeouts of a socket start again with every byte: slow headers never end by them.
+    future = concurrent.futures.Future()
+
+    def send():
+        try:
+            future.set_result(session.request(method, url, headers=headers, stream=True,
+                                              timeout=TIMEOUT))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=send, daemon=True).start()
     try:
-        return max(0, email.utils.mktime_tz(email.utils.parsedate_tz(value)) - time.time())
-    except (TypeError, ValueError, IndexError, OverflowError):  # It is no date.
-        return 0
+        response = future.result(ANSWER_TIMEOUT)
+    except Exception as error:  # requests does not wrap all that urllib3 and http.client raise
+        reason = f'{url} does not answer ({cause(error)})'
+        passing = (requests.ConnectionError, requests.Timeout, concurrent.futures.TimeoutError)
+        if isinstance(error, passing) and 'CERTIFICATE_VERIFY_FAILED' not in str(error):
+            raise RetryableError(reason)
+        raise DownloadError(f'{reason}; check --url, or the network')
+    with response:
+        check_response(response)
+        yield response
 
 
-def number(text):
-    """Returns the number that a header gives, None if it is not one."""
-    return int(text) if re.fullmatch('[0-9]{1,18}', text) else None
+def check_response(response):
+    """Accept 200; also 405 and 501 for HEAD, 206 and 416 for a range. Others raise an error."""
+    status, ranged = response.status_code, 'Range' in response.request.headers
+    answer = f'{response.url} answers {status} {response.reason}'
+    if status in (405, 501) and response.request.method == 'HEAD' or status == 416 and ranged:
+        return
+    if status in (408, 429) or status >= 500 and status != 501:
+        wait = 0
+        with contextlib.suppress(Exception):  # a Retry-After that is neither a number nor a date
+            wait = int(requests.adapters.Retry().get_retry_after(response.raw) or 0)
+        if wait > LONGEST_WAIT:
+            raise DownloadError(f'{answer} and asks to wait {wait:,} s; try again then')
+        raise RetryableError(answer, wait)
+    if status != 200 and not (status == 206 and ranged):
+        raise DownloadError(f'{answer}; check --url')
+    if 'text/html' in response.headers.get('Content-Type', ''):
+        raise DownloadError(f'{response.url} is a web page; log in to the network if it has a '
+                            f'login page, or correct --url')
+    encoding = response.headers.get('Content-Encoding', 'identity')
+    if encoding != 'identity':
+        raise DownloadError(f'{response.url} comes with Content-Encoding {encoding}, which cannot '
+                            f'be checked; choose another network or --url')
 
 
-# Progress.
+def body(response, file):
+    """Yield the chunks of the body of a response, which are written to a file."""
+    try:
+        yield from response.iter_content(CHUNK)
+    except Exception as error:  # as in request()
+        raise RetryableError(f'the connection broke ({cause(error)})', position=file.tell())
 
-def progress(name, done, size, **options):
-    """Returns a bar for size bytes, of which some are done; or lines if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        return Lines(name, done, size, **options)
-    return tqdm(desc=name, initial=done, total=size, unit='B', unit_scale=True, **options)
 
-
-class Lines:
-    """Progress for a log: a line every few seconds, and one at the end of what took `delay`."""
-
-    def __init__(self, name, done, size, delay=0):
-        self.name, self.first, self.done, self.size = name, done, done, size
-        self.delay = delay
-        self.started = self.told = time.monotonic()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if time.monotonic() - self.started >= self.delay:
-            self.tell()
-
-    def update(self, count):
-        self.done += count
-        if time.monotonic() - self.told >= LINE_EVERY:
-            self.tell()
-
-    def tell(self):
-        self.told = time.monotonic()
-        say(tqdm.format_meter(
-            self.done, self.size, self.told - self.started, prefix=self.name, unit='B',
-            unit_scale=True, initial=self.first,
-            bar_format='{desc}: {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left'))
+def cause(error):
+    """Return the text of the first of the errors that requests and urllib3 wrap in one another."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 
 
 if __name__ == '__main__':

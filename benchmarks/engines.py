@@ -1,6 +1,6 @@
 """The engines that the benchmarks run: this project and its peers, and the model in their formats.
 
-Nothing big is imported before an engine needs it: its start and its memory are measured, too.
+Nothing big is imported before an engine needs it: start-up time and memory are measured, too.
 """
 
 import collections
@@ -9,15 +9,18 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CORES = len(os.sched_getaffinity(0))
 MODEL = 'official'  # the name of the model that is measured, in the working folder
+CHUNK_SECONDS = 0.5  # about how long, at most, the commands decode before they show progress
 
 
 def shape(n_layer, n_head, n_embd):
-    """Returns the hyperparameters of a released model."""
+    """Return the sizes of a released model."""
     return {'n_vocab': 50257, 'n_ctx': 1024, 'n_embd': n_embd, 'n_head': n_head,
             'n_layer': n_layer}
 
@@ -29,23 +32,23 @@ SIZES = {'124M': shape(12, 12, 768), '355M': shape(24, 16, 1024), '774M': shape(
 # The model, in every engine's format
 
 def write_official(folder, size):
-    """Writes a model with random weights as the released ones are."""
+    """Write a model with random weights in the official format."""
     import encoder
     import reference
     directory = os.path.join(folder, MODEL)
     reference.write_checkpoint(directory, SIZES[size], reference.random_weights(SIZES[size], 0))
-    # The vocabulary is invented: every byte, and 50,000 pairs of bytes.
-    symbols = list(encoder.byte_symbols().values())
+    # An invented vocabulary: every byte, and 50,000 pairs of bytes.
+    symbols = list(encoder.bytes_to_unicode().values())
     merges = [(first, second) for second in symbols for first in symbols][:50000]
     tokens = symbols + [first + second for first, second in merges] + ['<|endoftext|>']
     with open(os.path.join(directory, 'encoder.json'), 'w', encoding='utf-8') as file:
         json.dump({token: i for i, token in enumerate(tokens)}, file)
     with open(os.path.join(directory, 'vocab.bpe'), 'w', encoding='utf-8') as file:
-        file.write('#version: 0.2\n' + ''.join('%s %s\n' % merge for merge in merges))
+        file.write('#version: 0.2\n' + ''.join(f'{first} {second}\n' for first, second in merges))
 
 
 def official_weights(folder):
-    """Yields the name of each weight and its value."""
+    """Yield the name of each weight and its value."""
     import tensorflow.compat.v1 as tf
     reader = tf.train.load_checkpoint(os.path.join(folder, MODEL, 'model.ckpt'))
     for name in sorted(reader.get_variable_to_shape_map()):
@@ -53,19 +56,19 @@ def official_weights(folder):
 
 
 def read_json(folder, name):
-    """Returns what a JSON file of the official model holds."""
+    """Return the contents of a JSON file of the official model."""
     with open(os.path.join(folder, MODEL, name), encoding='utf-8') as file:
         return json.load(file)
 
 
 def read_tokens(folder):
-    """Returns the tokens of the vocabulary, by id."""
+    """Return the tokens of the vocabulary, by id."""
     vocabulary = read_json(folder, 'encoder.json')
     return sorted(vocabulary, key=vocabulary.get)
 
 
 def write_transformers(folder, target):
-    """Converts the model for transformers."""
+    """Convert the model for transformers."""
     import torch
     import transformers
     hparams = read_json(folder, 'hparams.json')
@@ -81,7 +84,7 @@ def write_transformers(folder, target):
 
 
 def write_ctranslate2(folder, target, dtype):
-    """Converts the model for CTranslate2."""
+    """Convert the model for CTranslate2."""
     from ctranslate2.converters import openai_gpt2
     from ctranslate2.specs import common_spec, transformer_spec
     hparams = read_json(folder, 'hparams.json')
@@ -99,7 +102,7 @@ def write_ctranslate2(folder, target, dtype):
 
 
 def write_gguf(folder, target, dtype):
-    """Converts the model for llama.cpp: a GGUF file with matrices of this dtype."""
+    """Convert the model for llama.cpp: a GGUF file with matrices of this dtype."""
     import gguf
     import numpy as np
     hparams = read_json(folder, 'hparams.json')
@@ -128,8 +131,8 @@ def write_gguf(folder, target, dtype):
             value = np.ascontiguousarray(value[0].T)  # [n_out, n_in]
         kept = value.ndim == 1 or part == 'wpe'
         quantized = gguf.GGMLQuantizationType['F32' if kept else dtype]
-        writer.add_tensor('%s%s.%s' % ('blk.%s.' % layer if layer else '', names[part],
-                                       'bias' if kind == 'b' else 'weight'),
+        block = f'blk.{layer}.' if layer else ''
+        writer.add_tensor(f'{block}{names[part]}.{"bias" if kind == "b" else "weight"}',
                           gguf.quants.quantize(value, quantized), raw_dtype=quantized)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -137,44 +140,90 @@ def write_gguf(folder, target, dtype):
     writer.close()
 
 
-# The engines: each loads the model, and returns a function from prompts and a number of new
-# tokens to those tokens, int [B, N]
+# The engines: each loads the model and returns a function from prompts and a number of new tokens
+# to those tokens, int [B, N].
 
-def open_project(folder, engine, dtype, **options):
-    """Returns a sampler of this project."""
-    import checkpoint
-    opened = checkpoint.open_model(MODEL, folder)
-    import engine as project
-    return project.open_sampler(opened, engine, dtype, **options)
+def open_decoder(folder, engine, dtype):
+    """Return a decoder of this project."""
+    from gpt2.model_dir import open_model_dir
+    from gpt2.sampling import engines
+    return engines.open_decoder(open_model_dir(MODEL, folder), engine, dtype)
 
 
 def load_project(folder, target, temperature, engine, dtype):
     """This project."""
-    sampler = open_project(folder, engine, dtype, temperature=temperature)
-    return functools.partial(sampling, sampler)
+    return functools.partial(generate, open_decoder(folder, engine, dtype), temperature=temperature)
 
 
-def load_before(folder, target, temperature):
-    """The graph engine of the checkout that --before names, with the interface it always had."""
-    import checkpoint
-    import cli
-    tf = cli.import_tensorflow()
-    import sample
-    opened = checkpoint.open_model(MODEL, folder)
-    session = tf.Session()
-    sampler = sample.Sampler(session, opened.hparams, temperature=temperature)
-    checkpoint.restore(session, opened.directory)
-    return functools.partial(sampling, sampler)
+def start_batch(decoder, prompts):
+    """Start a batch of prompts; equal ones are read once."""
+    rows = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(tuple(prompt), []).append(row)
+    decoder.reset(len(prompts))
+    for prompt, same in rows.items():
+        decoder.prefill(same, list(prompt))
 
 
-def sampling(sampler, prompts, n_new):
-    """Samples by this project's bare loop."""
+def generate(decoder, prompts, n_new, temperature=1):
+    """Continue prompts by a bare loop, in chunks as the commands do: int [B, N]."""
     import numpy as np
 
-    import generation
-    return np.concatenate(list(generation.generate(sampler, prompts, range(len(prompts)), seed=0,
-                                                   length=n_new)), axis=1)
+    from gpt2.sampling import rng
+    from gpt2.sampling.options import SamplingOptions
+    sampling = SamplingOptions(temperature=temperature)
+    rngs = [rng.sample_rng(0, row) for row in range(len(prompts))]
+    start_batch(decoder, prompts)
+    chunks, chunk, remaining = [], 1, n_new
+    while remaining:
+        chunk = min(chunk, remaining)
+        began = time.perf_counter()
+        uniforms = None if sampling.greedy else rng.draw_uniforms(rngs, chunk,
+                                                                  decoder.hparams.n_vocab)
+        chunks.append(decoder.decode(chunk, sampling, uniforms)[0])
+        rate = chunk / (time.perf_counter() - began)
+        remaining -= chunk
+        chunk = max(1, min(2 * chunk, int(rate * CHUNK_SECONDS)))
+    return np.concatenate(chunks, axis=1)
 
+
+# An older checkout of this project, from before it had the package gpt2. Its src/ is on the path in
+# place of ours.
+
+def open_before(target, engine, dtype, **options):
+    """Return a sampler of the older checkout. The lite engine converts the weights if need be."""
+    import checkpoint
+    from engine import open_sampler
+    return open_sampler(checkpoint.open_model(MODEL, target), engine, dtype, **options)
+
+
+def write_before(folder, target, engine, dtype):
+    """Link the model into a folder of the older checkout's own, and convert it there.
+
+    In the same folder, each version would remove or use the other's converted weights.
+    """
+    shutil.rmtree(target, ignore_errors=True)  # another checkout may have converted them
+    os.makedirs(os.path.join(target, MODEL))
+    with os.scandir(os.path.join(folder, MODEL)) as entries:
+        for entry in entries:
+            if entry.is_file():
+                os.symlink(os.path.abspath(entry.path), os.path.join(target, MODEL, entry.name))
+    open_before(target, engine, dtype)
+
+
+def load_before(folder, target, temperature, engine, dtype):
+    """The older checkout, by its own bare loop."""
+    sampler = open_before(target, engine, dtype, temperature=temperature)
+    import generation
+    import numpy as np  # not earlier: the checkout sets what it reads when it is imported
+
+    def generate(prompts, n_new):
+        return np.concatenate(list(generation.generate(
+            sampler, prompts, range(len(prompts)), seed=0, length=n_new)), axis=1)
+    return generate
+
+
+# Peers
 
 def load_transformers(folder, target, temperature, dtype):
     """transformers on torch."""
@@ -208,7 +257,7 @@ def load_ctranslate2(folder, target, temperature, dtype):
 
 
 def load_llama(folder, target, temperature, cache):
-    """llama.cpp, a context for each batch size, its cache of this dtype."""
+    """llama.cpp, with a context for each batch size and a KV cache of this dtype."""
     import llama_cpp
     import numpy as np
     silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -227,7 +276,7 @@ def load_llama(folder, target, temperature, cache):
         return llama_cpp.llama_init_from_model(net, params), llama_cpp.llama_batch_init(2048, 0, 1)
 
     def read(n_batch, rows, position):
-        """Reads the next tokens of each row, and returns the likeliest after each row's last."""
+        """Read the next tokens of each row; return the likeliest token after each row."""
         state, batch = context(n_batch)
         wanted = []
         for row, tokens in enumerate(rows):
@@ -253,18 +302,31 @@ def load_llama(folder, target, temperature, cache):
     return generate
 
 
-# `needs`: the packages an engine takes; `bytes`: the size of a weight; `write`: a function of the
+# `needs`: the packages of an engine; `bytes`: the size of a weight; `write`: a function of the
 # working folder and a path, which writes the model there; `load`: see above.
 Engine = collections.namedtuple('Engine', 'title needs bytes write load')
 
-ENGINES = {
-    'before': Engine('graph f32, before', ['tensorflow'], 4, None, load_before),
-    'graph': Engine('graph f32', ['tensorflow'], 4, None,
-                    functools.partial(load_project, engine='graph', dtype='float32')),
-    'lite-f32': Engine('lite f32', ['tensorflow'], 4, None,
-                       functools.partial(load_project, engine='lite', dtype='float32')),
-    'lite-int8': Engine('lite int8', ['tensorflow'], 1, None,
-                        functools.partial(load_project, engine='lite', dtype='int8')),
+
+def project_engine(title, n_bytes, **keywords):
+    """Return an Engine of this project; the keywords are its engine and its dtype."""
+    return Engine(title, ['tensorflow'], n_bytes, None,
+                  functools.partial(load_project, **keywords))
+
+
+def before_engine(engine):
+    """Return the same Engine of an older checkout."""
+    keywords = engine.load.keywords
+    return engine._replace(title=f'{engine.title}, before',
+                           write=functools.partial(write_before, **keywords),
+                           load=functools.partial(load_before, **keywords))
+
+
+PROJECT = {
+    'graph': project_engine('graph f32', 4, engine='graph', dtype='float32'),
+    'lite-f32': project_engine('lite f32', 4, engine='lite', dtype='float32'),
+    'lite-int8': project_engine('lite int8', 1, engine='lite', dtype='int8'),
+}
+PEERS = {
     'torch-f32': Engine('transformers f32', ['transformers', 'torch'], 4, write_transformers,
                         functools.partial(load_transformers, dtype='float32')),
     'torch-bf16': Engine('transformers bf16', ['transformers', 'torch'], 2, write_transformers,
@@ -282,31 +344,44 @@ ENGINES = {
                        functools.partial(write_gguf, dtype='Q8_0'),
                        functools.partial(load_llama, cache='F16')),
 }
-OURS = ('graph', 'lite-f32', 'lite-int8')
+OURS = tuple(PROJECT)
 LITE = OURS[1:]
+BEFORE = tuple(f'before-{name}' for name in OURS)
+
+
+def all_engines():
+    """Return all Engines by name, in the order in which they take turns."""
+    engines = {}
+    for name, engine in PROJECT.items():  # each right after what it is compared with most closely
+        engines[f'before-{name}'] = before_engine(engine)
+        engines[name] = engine
+    return {**engines, **PEERS}
+
+
+ENGINES = all_engines()
 
 
 def is_installed(name):
-    """Says whether all that an engine needs is there."""
-    if name in LITE and sys.version_info < (3, 8):  # TensorFlow 1
+    """Return whether everything that an engine needs is installed."""
+    if name.endswith(LITE) and sys.version_info < (3, 8):  # TensorFlow 1
         return False
     return all(importlib.util.find_spec(package) for package in ENGINES[name].needs)
 
 
 def converted(folder, name):
-    """Returns the path of an engine's own copy of the model; the two of transformers share one."""
+    """Return the path of an engine's own copy of the model; the two of transformers share one."""
     return os.path.join(folder, 'torch' if name.startswith('torch') else name)
 
 
 def is_converted(folder, name):
-    """Says whether an engine finds the model in its own format in the working folder."""
+    """Return whether the model is in the working folder in an engine's own format."""
     if name in LITE:
-        import lite
-        return os.path.isdir(lite.converted_folder(os.path.join(folder, MODEL),
-                                                   ENGINES[name].load.keywords['dtype']))
+        from gpt2.lite.converted import converted_folder
+        return os.path.isdir(converted_folder(os.path.join(folder, MODEL),
+                                              ENGINES[name].load.keywords['dtype']))
     return os.path.exists(converted(folder, name))
 
 
 def load(folder, name, temperature=1):
-    """Loads an engine."""
+    """Load an engine."""
     return ENGINES[name].load(folder, converted(folder, name), temperature)

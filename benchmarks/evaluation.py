@@ -1,12 +1,12 @@
-"""Measures how fast this project scores text, side by side with transformers.
+"""Measure how fast this project scores text, side by side with transformers.
 
     pip install -r benchmarks/requirements.txt
     python3 benchmarks/evaluation.py
 
 Random weights in the shape of 124M are written in the official format and converted for
 transformers. Both compute the log probability of every token of the same windows of 1,024 random
-tokens, in one process, in turn, on all cores; this project computes the rank of each token
-besides. It is checked that they agree. Medians and ratios are printed as a Markdown table.
+tokens, in one process, in turn, on all cores; this project also computes the rank of each token.
+Their results must agree. Medians and ratios are printed as a Markdown table.
 """
 
 import argparse
@@ -26,21 +26,22 @@ WINDOW = 1024
 
 
 def load_project(folder):
-    """Returns a function from a batch of windows [B, 1 + WINDOW] to log probabilities, flat."""
-    import checkpoint
-    import cli
-    cli.import_tensorflow()
-    import score
-    scorer = score.Scorer(checkpoint.open_model(MODEL, folder))
+    """Return a function from windows [B, 1 + WINDOW] to log probabilities [B * WINDOW].
+
+    Each window begins with <|endoftext|>.
+    """
+    from gpt2.evaluation.loglikelihood import Scorer
+    from gpt2.model_dir import open_model_dir
+    scorer = Scorer(open_model_dir(MODEL, folder))
 
     def run(windows):
-        scores = scorer.score(list(windows), batch_size=len(windows), stride=WINDOW)
+        scores = scorer.loglikelihood_rolling(windows[:, 1:], len(windows), stride=WINDOW)
         return np.concatenate([s.log_probs for s in scores])
     return run
 
 
 def load_transformers(folder):
-    """Returns the same function of transformers on torch."""
+    """Return the same function of transformers on torch."""
     import torch
     import transformers
     torch.set_num_threads(CORES)
@@ -56,7 +57,7 @@ def load_transformers(folder):
 
 
 def seconds(function):
-    """Returns the time that a call takes."""
+    """Return the time that a call takes."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
@@ -67,13 +68,15 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=5, help='measurements of each: 5')
     options = parser.parse_args()
-    tokens = np.random.RandomState(0).randint(SIZES['124M']['n_vocab'], size=[4, 1 + WINDOW])
+    end_of_text = SIZES['124M']['n_vocab'] - 1
+    tokens = np.random.RandomState(0).randint(end_of_text, size=[4, 1 + WINDOW])
+    tokens[:, 0] = end_of_text
     with tempfile.TemporaryDirectory() as folder:
         write_official(folder, '124M')
         write_transformers(folder, os.path.join(folder, 'torch'))
         engines = [load_project(folder), load_transformers(folder)]
-        print('| windows of %d tokens at a time | this project, tokens/s | transformers, tokens/s '
-              '| ratio |\n| --- | --- | --- | --- |' % WINDOW)
+        print(f'| windows of {WINDOW} tokens at a time | this project, tokens/s '
+              '| transformers, tokens/s | ratio |\n| --- | --- | --- | --- |')
         for n_batch in (1, 2, 4):
             windows = tokens[:n_batch]
             ours, theirs = (engine(windows) for engine in engines)  # a first time, not measured
@@ -82,8 +85,7 @@ def main():
                      for _ in range(options.rounds)]
             ours, theirs = (windows[:, 1:].size / statistics.median(column)
                             for column in zip(*times))
-            print('| %d | %.0f | %.0f | %.2f |' % (n_batch, ours, theirs, ours / theirs),
-                  flush=True)
+            print(f'| {n_batch} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,15 @@
-"""Measures how fast this project samples, side by side with what else people would use.
+"""Measure how fast this project samples, side by side with what else people would use.
 
     pip install -r benchmarks/requirements.txt
     python3 benchmarks/sampling.py
 
 Random weights are written in the official format and converted for each peer that is installed.
-After a check that all float32 engines give the same greedy tokens, every engine is measured in
-processes of its own, in turn, round after round, on all cores; medians and their ratios are printed
-as Markdown tables. `--full` measures all there is, `--only` some rows, `--size` another model.
+After a check that all float32 engines give the same greedy tokens, the engines take turns, round
+after round, each in processes of its own and on all cores; medians and their ratios are printed as
+Markdown tables. `--full` measures all rows and engines, `--only` some rows, `--size` another model.
+`--before` also measures an older checkout of this project, from before it had the package gpt2.
 
-This project samples at temperature 1, draw included, in chunks as its scripts do. The peers take
+This project samples at temperature 1, draw included, in chunks as its commands do. The peers take
 the likeliest token, which is the fastest they can do. All make exactly the tokens asked for.
 """
 
@@ -26,18 +27,21 @@ import tempfile
 import time
 
 from engines import (
+    BEFORE,
     CORES,
     ENGINES,
     LITE,
     MODEL,
     OURS,
+    PEERS,
     ROOT,
     SIZES,
     converted,
     is_converted,
     is_installed,
     load,
-    open_project,
+    open_decoder,
+    start_batch,
     write_official,
 )
 
@@ -60,7 +64,7 @@ TEXTS = {
     'prompt512': Text('prompt of 512 tokens, ms', 1, 512, 1),
     'prompt1000': Text('prompt of 1,000 tokens, ms', 1, 1000, 1),
 }
-PICKS = {'top-k': {'top_k': 40}, 'top-p': {'top_p': 0.9}}
+FILTERS = {'top-k': {'top_k': 40}, 'top-p': {'top_p': 0.9}}
 STARTS = {'start': ('process start to 40 tokens, s', 40),
           'first': ('process start to the first token, s', 1)}
 TITLES = {
@@ -75,12 +79,12 @@ TITLES = {
     'convert-memory': 'converting the weights (once), peak memory, MB',
 }
 
-# What the project set out to reach, on two cores: an engine's row may be so many times that of
+# What the project set out to reach on two cores: an engine's row is at most `limit` times that of
 # another engine, of reading all weights once ('floor'), of the memory of TensorFlow and 1.35 times
 # the weights and 250 MB ('allowed'), or of 1 (None).
-Bar = collections.namedtuple('Bar', 'size row engine against limit')
+Goal = collections.namedtuple('Goal', 'size row engine against limit')
 
-BARS = [Bar('124M', *bar) for bar in [
+GOALS = [Goal('124M', *goal) for goal in [
     ('short', 'lite-f32', 'ct2-f32', 1.0),
     ('short', 'lite-f32', 'torch-f32', 0.5),
     ('short', 'lite-f32', 'floor', 1.35),
@@ -92,9 +96,9 @@ BARS = [Bar('124M', *bar) for bar in [
     ('long', 'lite-int8', 'ct2-int8', 0.6),
     ('batch8', 'lite-int8', 'ct2-int8', 0.6),
     ('prompt512', 'lite-f32', 'torch-f32', 0.9),
-    ('short', 'graph', 'before', 1.0),
-    ('batch8', 'graph', 'before', 1.0),
-]] + [Bar('124M', row, engine, against, limit) for row, against, limit in [
+]] + [Goal('124M', row, engine, f'before-{engine}', 1.05)
+    for row in ('short', 'batch8', 'prompt512', 'start') for engine in OURS
+] + [Goal('124M', row, engine, against, limit) for row, against, limit in [
     ('start', 'torch-f32', 0.55),
     ('memory', 'allowed', 1),
     ('convert', None, 30),
@@ -103,7 +107,7 @@ BARS = [Bar('124M', *bar) for bar in [
     ('top-p', None, 10),
     ('top-k8', None, 5),
     ('top-p8', None, 10),
-] for engine in LITE] + [Bar(*bar) for bar in [
+] for engine in LITE] + [Goal(*goal) for goal in [
     ('774M', 'memory', 'lite-f32', 'allowed', 1),
     ('774M', 'memory', 'lite-int8', 'allowed', 1),
     ('1558M', 'memory', 'lite-f32', None, 20000),
@@ -114,31 +118,31 @@ BARS = [Bar('124M', *bar) for bar in [
 
 
 def can_measure(row, engine):
-    """Says whether an engine has this row."""
+    """Return whether an engine has this row."""
     if row.startswith('convert'):
         return engine in LITE
     if row.startswith('top-'):
         return engine in OURS
-    return engine != 'before' or row in TEXTS
+    return True
 
 
 # Workers: each runs in a process of its own and returns its measurements by row
 
 def make_prompts(batch, length):
-    """Returns prompts that differ from each other, lists of ids."""
+    """Return prompts that differ from each other, lists of ids."""
     return [[(7919 * (i + 1) + 104729 * row) % 50000 for i in range(length)]
             for row in range(batch)]
 
 
 def memory(what):
-    """Returns the resident memory of this process in MB, at its peak (VmHWM) or now (VmRSS)."""
-    # Not getrusage's peak, which begins at that of the parent process.
+    """Return the resident memory of this process in MB, at its peak (VmHWM) or now (VmRSS)."""
+    # The peak of getrusage would include that of the parent process.
     with open('/proc/self/status', encoding='ascii') as file:
         return int(re.search(what + r':\s*(\d+) kB', file.read()).group(1)) * 1024 / 1e6
 
 
 def time_texts(folder, name, rows):
-    """Milliseconds a token, prompt included, once warm; short ones are repeated for a second."""
+    """Milliseconds a token, prompt included, when warm; short texts are repeated for a second."""
     generate = load(folder, name)
     results = {}
     for row in rows:
@@ -155,32 +159,32 @@ def time_texts(folder, name, rows):
     return results
 
 
-def time_picks(folder, name, rows):
+def time_filters(folder, name, rows):
     """What top-k and top-p add to a step, in percent.
 
-    Three samplers take turns, 16 steps each, so that they are always at the same place of a text.
+    The settings take turns, 16 steps each, always at the same place of the same texts.
     """
-    import generation
-    engine, dtype = ENGINES[name].load.keywords['engine'], ENGINES[name].load.keywords['dtype']
-    samplers = {pick: open_project(folder, engine, dtype, **options)
-                for pick, options in [('plain', {})] + list(PICKS.items())}
+    from gpt2.sampling import rng
+    from gpt2.sampling.options import SamplingOptions
+    decoder = open_decoder(folder, **ENGINES[name].load.keywords)
+    settings = {key: SamplingOptions(**options)
+                for key, options in [('plain', {}), *FILTERS.items()]}
     results = {}
-    for batch, ending in [(1, ''), (8, '8')]:
-        if not any(pick + ending in rows for pick in PICKS):
+    for batch, suffix in [(1, ''), (8, '8')]:
+        if not any(key + suffix in rows for key in FILTERS):
             continue
-        streams = [generation.random_stream(0, row) for row in range(batch)]
-        uniforms = generation.random_uniforms(streams, 16, samplers['plain'].hparams.n_vocab)
+        rngs = [rng.sample_rng(0, row) for row in range(batch)]
+        uniforms = rng.draw_uniforms(rngs, 16, decoder.hparams.n_vocab)
         times = collections.defaultdict(list)
-        for sampler in samplers.values():
-            sampler.start(make_prompts(batch, 32))
         for _ in range(7):
-            for pick, sampler in samplers.items():
+            for key, sampling in settings.items():
+                start_batch(decoder, make_prompts(batch, 32))
                 began = time.perf_counter()
-                sampler.decode(16, uniforms)
-                times[pick].append(time.perf_counter() - began)
-        for pick in PICKS:  # the first turn warms up
-            added = [t / plain - 1 for t, plain in zip(times[pick][1:], times['plain'][1:])]
-            results[pick + ending] = 100 * statistics.median(added)
+                decoder.decode(16, sampling, uniforms)
+                times[key].append(time.perf_counter() - began)
+        for key in FILTERS:  # the first turn warms up
+            added = [t / plain - 1 for t, plain in zip(times[key][1:], times['plain'][1:])]
+            results[key + suffix] = 100 * statistics.median(added)
     return results
 
 
@@ -192,9 +196,9 @@ def measure_memory(folder, name, rows):
 
 
 def measure_import(folder, name, rows):
-    """Memory that TensorFlow takes by itself."""
-    import cli
-    cli.import_tensorflow()
+    """Memory that TensorFlow alone takes."""
+    from gpt2 import runtime
+    runtime.import_tensorflow()
     return {'import': memory('VmRSS')}
 
 
@@ -215,26 +219,25 @@ def measure_bandwidth(folder, name, rows):
 
 
 def start(folder, name, rows):
-    """What a peer does from start to end; the parent takes the time."""
+    """All that a peer does; the parent measures the time from process start to end."""
     row, = rows
     load(folder, name)(make_prompts(1, 20), STARTS[row][1])
     return {}
 
 
 def convert(folder, name, rows):
-    """Time and memory to convert the weights for the lite engine, anew."""
+    """Time and memory to convert the weights for the lite engine, also if that was done before."""
     import shutil
 
-    import checkpoint
-    import cli
+    from gpt2 import runtime
+    from gpt2.lite import converted
+    from gpt2.model_dir import open_model_dir
+    runtime.import_tensorflow()
+    model_dir = open_model_dir(MODEL, folder)
     dtype = ENGINES[name].load.keywords['dtype']
-    opened = checkpoint.open_model(MODEL, folder)
-    cli.import_tensorflow()
-    import lite
-    import lite_converter
-    shutil.rmtree(lite.converted_folder(opened.directory, dtype), ignore_errors=True)
+    shutil.rmtree(converted.converted_folder(model_dir.path, dtype), ignore_errors=True)
     began = time.perf_counter()
-    lite_converter.convert(opened.directory, opened.hparams, dtype)
+    converted.find_or_convert(model_dir, dtype)
     return {'convert': time.perf_counter() - began, 'convert-memory': memory('VmHWM')}
 
 
@@ -245,21 +248,15 @@ def greedy(folder, name, rows):
 
 def margin(folder, name, rows):
     """The distance of the two best logits after a text, whose ids are given as `rows`."""
-    import checkpoint
-    import cli
-    opened = checkpoint.open_model(MODEL, folder)
-    tf = cli.import_tensorflow()
-    import model
-    with tf.Session() as session:
-        tokens = tf.constant([[int(row) for row in rows]])
-        best = tf.nn.top_k(model.model(opened.hparams, tokens)['logits'][0, -1], 2).values
-        checkpoint.restore(session, opened.directory)
-        first, second = session.run(best)
-    return {'margin': float(first - second)}
+    from gpt2.evaluation.loglikelihood import Scorer
+    from gpt2.model_dir import open_model_dir
+    logits = Scorer(open_model_dir(MODEL, folder)).logits([int(row) for row in rows])[-1]
+    second, first = sorted(logits.tolist())[-2:]
+    return {'margin': first - second}
 
 
 def prepare(folder, name, rows):
-    """Writes the official model, or converts it for an engine."""
+    """Write the official model, or convert it for an engine."""
     if name in SIZES:
         write_official(folder, name)
     else:
@@ -268,75 +265,78 @@ def prepare(folder, name, rows):
 
 
 WORKERS = {worker.__name__: worker for worker in (
-    time_texts, time_picks, measure_memory, measure_import, measure_bandwidth, start, convert,
+    time_texts, time_filters, measure_memory, measure_import, measure_bandwidth, start, convert,
     greedy, margin, prepare)}
 
 
 # The parent
 
 def run(command, stdin=''):
-    """Runs a command, and returns its output and the seconds it took; ends all if it fails."""
+    """Run a command and return its output and the seconds it took; exit if it fails."""
     began = time.perf_counter()
     done = subprocess.run(command, input=stdin.encode(), capture_output=True,
                           env=dict(os.environ, CUDA_VISIBLE_DEVICES='', HF_HUB_OFFLINE='1'))
     seconds = time.perf_counter() - began
     if done.returncode:
-        sys.exit('%s\n%s' % (' '.join(command), done.stderr.decode(errors='replace')[-3000:]))
+        sys.exit(f'{" ".join(command)}\n{done.stderr.decode(errors="replace")[-3000:]}')
     return done.stdout.decode(), seconds
 
 
 def work(options, worker, name='', rows=()):
-    """Runs a worker in a process of its own, and returns its results."""
+    """Run a worker in a process of its own and return its results."""
     return json.loads(run(worker_command(options, worker, name, rows))[0].splitlines()[-1])
 
 
 def worker_command(options, worker, name, rows):
-    """Returns the command that runs a worker."""
-    before = ['--before', options.before] if name == 'before' else []
+    """Return the command that runs a worker."""
+    before = ['--before', options.before] if name in BEFORE else []
     return [sys.executable, os.path.abspath(__file__), '--worker', worker, '--engines', name,
             '--only', ','.join(rows), '--folder', options.folder] + before
 
 
 def time_start(options, name, row):
-    """Returns the seconds from the start of a process to its end, after a few new tokens.
+    """Return the seconds from the start of a process to its end, after a few new tokens.
 
-    This project runs its script for prompts, from text to text. The peers are given ids.
+    This project runs its command for prompts, from text to text. The peers are given ids.
     """
-    if name not in OURS:
+    if name in PEERS:
         return run(worker_command(options, 'start', name, [row]))[1]
+    checkout, models_dir = ROOT, options.folder
+    if name in BEFORE:
+        checkout, models_dir = options.before, converted(options.folder, name)
     keywords = ENGINES[name].load.keywords
-    script = os.path.join(ROOT, 'src', 'interactive_conditional_samples.py')
-    return run([sys.executable, script, '--models_dir', options.folder, '--model_name', MODEL,
+    script = os.path.join(checkout, 'src', 'interactive_conditional_samples.py')
+    return run([sys.executable, script, '--models_dir', models_dir, '--model_name', MODEL,
                 '--length', str(STARTS[row][1]), '--engine', keywords['engine'],
                 '--dtype', keywords['dtype']], stdin='a b c d e f g h i j k l m n o p q r s t\n')[1]
 
 
-def say(text):
-    """Tells on stderr how far the work has come."""
+def report(text):
+    """Print the progress of the work on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def prepare_all(options, cells):
-    """Writes the model for every engine that will run, unless an earlier run kept it.
+    """Write the model for every engine that will run, unless an earlier run kept it.
 
     Returns:
-      The results of converting for the lite engine, which is done anew if it is to be measured.
+      The results of converting for the lite engine, which is repeated if it is to be measured.
     """
     results = {}
     if not os.path.exists(os.path.join(options.folder, MODEL, 'vocab.bpe')):
-        say('writing random weights, %s' % options.size)
+        report(f'writing random weights, {options.size}')
         work(options, 'prepare', options.size)
-    for name in sorted({name for _, name in cells} - {'before', 'graph'}):
+    for name in sorted({name for _, name in cells} - {'graph'}):
         wanted = {cell for cell in cells if cell[1] == name and cell[0].startswith('convert')}
-        if wanted or not is_converted(options.folder, name):
-            say('converting for %s' % ENGINES[name].title)
+        if wanted or name in BEFORE or not is_converted(options.folder, name):
+            report(f'preparing the model for {ENGINES[name].title}')
             measured = work(options, 'convert' if name in LITE else 'prepare', name)
             results.update({cell: measured[cell[0]] for cell in wanted})
     return results
 
 
 def check_greedy(options, names):
-    """Ends the program if float32 engines differ by more than a near-tie can explain."""
+    """Exit if float32 engines differ by more than a near-tie can explain."""
     texts = {name: work(options, 'greedy', name)['greedy'] for name in names}
     prompts, expected = make_prompts(16, 32), texts['graph']
     for name in names:
@@ -347,38 +347,37 @@ def check_greedy(options, names):
                 continue
             text = map(str, prompts[row] + tokens[:same])
             apart = work(options, 'margin', 'graph', text)['margin']
-            say('%s differs from the graph at token %d of text %d, where the two best logits are '
-                '%.1e apart' % (ENGINES[name].title, same + 1, row + 1, apart))
+            report(f'{ENGINES[name].title} differs from the graph at token {same + 1} of text '
+                   f'{row + 1}, where the two best logits are {apart:.1e} apart')
             if apart > NEAR_TIE:
                 sys.exit('That is no near-tie: nothing was measured.')
-    say('same greedy tokens: %s' % ', '.join(ENGINES[name].title for name in names))
+    report(f'same greedy tokens: {", ".join(ENGINES[name].title for name in names)}')
 
 
 def measure(options, cells):
-    """Measures all cells, (row, engine), round after round, and returns their medians."""
+    """Measure all cells, (row, engine), round after round, and return their medians."""
     results = collections.defaultdict(list)
     for n in range(options.rounds):
         results['bandwidth', None].append(work(options, 'measure_bandwidth')['bandwidth'])
         if any(row == 'memory' for row, _ in cells):
             results['import', None].append(work(options, 'measure_import')['import'])
-        for name in ENGINES:
+        for name in list(ENGINES)[::-1 if n % 2 else 1]:  # so that none is always the first
             rows = [row for row in TITLES
                     if (row, name) in cells and not row.startswith('convert')]
-            if not rows:
-                continue
             measured = measure_engine(options, name, rows)
-            say('round %d, %s: %s' % (n + 1, ENGINES[name].title, ', '.join(
-                '%s %.4g' % item for item in measured.items())))
             for row, value in measured.items():
                 results[row, name].append(value)
+            if measured:
+                values = ', '.join(f'{row} {value:.4g}' for row, value in measured.items())
+                report(f'round {n + 1}, {ENGINES[name].title}: {values}')
     return {cell: statistics.median(values) for cell, values in results.items()}
 
 
 def measure_engine(options, name, rows):
-    """Returns one measurement of each of an engine's rows."""
+    """Return one measurement of each of an engine's rows."""
     measured = {}
     for worker, chosen in [('time_texts', lambda row: row in TEXTS),
-                           ('time_picks', lambda row: row.startswith('top-')),
+                           ('time_filters', lambda row: row.startswith('top-')),
                            ('measure_memory', lambda row: row == 'memory')]:
         its_rows = [row for row in rows if chosen(row)]
         if its_rows:
@@ -392,16 +391,15 @@ def measure_engine(options, name, rows):
 # Results
 
 def weights_bytes(options, name):
-    """Returns the size of the weights in an engine's dtype."""
+    """Return the size of the weights in an engine's dtype."""
     import types
 
-    import checkpoint
-    hparams = types.SimpleNamespace(**SIZES[options.size])
-    return checkpoint.parameter_count(hparams) * ENGINES[name].bytes
+    from gpt2.model_dir import parameter_count
+    return parameter_count(types.SimpleNamespace(**SIZES[options.size])) * ENGINES[name].bytes
 
 
 def yardstick(options, results, row, name, against):
-    """Returns what an engine's row is compared with, or None if that was not measured."""
+    """Return what an engine's row is compared with, or None if that was not measured."""
     if against is None:
         return 1
     if against == 'floor':  # ms to read the weights once
@@ -412,27 +410,27 @@ def yardstick(options, results, row, name, against):
 
 
 def print_table(header, rows):
-    """Prints a table in Markdown."""
+    """Print a table in Markdown."""
     print()
     for cells in [header, ['---'] * len(header)] + rows:
-        print('| %s |' % ' | '.join(cells))
+        print(f'| {" | ".join(cells)} |')
 
 
 def number(value):
-    """Writes a measurement with three digits that count."""
+    """Return a measurement as text, with three significant digits; None is empty."""
     if value is None:
         return ''
-    return '%.*f' % (0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2, value)
+    return f'{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}'
 
 
 def print_results(options, results):
-    """Prints the medians, and their ratios to the peers and to the floor."""
+    """Print the medians and their ratios."""
     names = [name for name in ENGINES if any(cell[1] == name for cell in results)]
     rows = [row for row in TITLES if any(cell[0] == row for cell in results)]
-    print('\n%s on %d cores (%s): memory is read at %.1f GB/s. Medians of %d rounds.' % (
-        options.size, CORES, processor(), results['bandwidth', None], options.rounds))
+    print(f'\n{options.size} on {CORES} cores ({processor()}): memory is read at '
+          f'{results["bandwidth", None]:.1f} GB/s. Medians of {options.rounds} rounds.')
     if ('import', None) in results:
-        print('TensorFlow alone takes %.0f MB.' % results['import', None])
+        print(f'TensorFlow alone takes {results["import", None]:.0f} MB.')
     table = [[TITLES[row]] + [number(results.get((row, name))) for name in names] for row in rows]
     table += [[TITLES[row].replace('ms a token', 'tokens/s')]
               + [number(1000 * TEXTS[row].batch / results[row, name])
@@ -441,58 +439,72 @@ def print_results(options, results):
     table.append(['reading the weights once, ms']
                  + [number(yardstick(options, results, None, name, 'floor')) for name in names])
     print_table([options.size] + [ENGINES[name].title for name in names], table)
-    print_ratios(options, results, [row for row in rows if row in TEXTS])
-    print_bars(options, results)
+    print_ratios(options, results, [row for row in rows if row in TEXTS or row in STARTS])
+    print_goals(options, results)
 
 
 def print_ratios(options, results, rows):
-    """Prints this project's times over the best peer's of similar weights, and over the floor."""
+    """Print this project's times over those of before, of the best peer, and of the floor."""
     table = []
     for row, name in itertools.product(rows, OURS):
         if (row, name) not in results:
             continue
-        full = ENGINES[name].bytes == 4
-        peers = {peer: results[row, peer] for peer in ENGINES if (row, peer) in results
-                 and peer not in OURS + ('before',) and (ENGINES[peer].bytes == 4) == full}
-        best = min(peers, key=peers.get, default=None)
-        floor = yardstick(options, results, row, name, 'floor')
         table.append([TITLES[row].rpartition(',')[0], ENGINES[name].title,
-                      '%.2f x %s' % (results[row, name] / peers[best], ENGINES[best].title)
-                      if best else '',
-                      '%.2f' % (results[row, name] / floor) if TEXTS[row].new > 1 else ''])
+                      ratio(options, results, row, name, f'before-{name}'),
+                      ratio_to_best_peer(options, results, row, name),
+                      ratio(options, results, row, name, 'floor')
+                      if row in TEXTS and TEXTS[row].new > 1 else ''])
     if table:
-        print_table(['time', 'of', 'relative to the best peer, of f32 or of fewer bits',
+        print_table(['time', 'of', 'relative to before',
+                     'relative to the best peer, of f32 or of fewer bits',
                      'relative to reading the weights once'], table)
 
 
-def print_bars(options, results):
-    """Prints every measured ratio that the project set itself a limit for."""
+def ratio(options, results, row, name, against):
+    """Return an engine's row over what it is compared with, as text; empty if not measured."""
+    other = yardstick(options, results, row, name, against)
+    return f'{results[row, name] / other:.2f}' if other else ''
+
+
+def ratio_to_best_peer(options, results, row, name):
+    """Return an engine's row over that of the best peer of similar weights, as text."""
+    is_full = ENGINES[name].bytes == 4
+    peers = {peer: results[row, peer] for peer in PEERS
+             if (row, peer) in results and (PEERS[peer].bytes == 4) == is_full}
+    if not peers:
+        return ''
+    best = min(peers, key=peers.get)
+    return f'{ratio(options, results, row, name, best)} x {PEERS[best].title}'
+
+
+def print_goals(options, results):
+    """Print every measured ratio that the project set itself a limit for."""
     table = []
-    for _, row, name, against, limit in [bar for bar in BARS if bar.size == options.size]:
-        if (row, name) not in results:
+    titles = {'floor': 'reading the weights once', None: '',
+              'allowed': 'TensorFlow + 1.35 x weights + 250 MB',
+              **{name: engine.title for name, engine in ENGINES.items()}}
+    for size, row, name, against, limit in GOALS:
+        if size != options.size or (row, name) not in results:
             continue
         other = yardstick(options, results, row, name, against)
         if not other:
             continue
-        title = {'floor': 'reading the weights once', None: '',
-                 'allowed': 'TensorFlow + 1.35 x weights + 250 MB'}.get(against)
         value = results[row, name] / other
-        table.append([TITLES[row], ENGINES[name].title,
-                      ENGINES[against].title if title is None else title,
-                      number(value), number(limit), 'yes' if value <= limit else '**no**'])
+        table.append([TITLES[row], titles[name], titles[against], number(value), number(limit),
+                      'yes' if value <= limit else '**no**'])
     if table:
         print_table(['goal', 'of', 'relative to', 'measured', 'at most', 'met'], table)
 
 
 def processor():
-    """Returns the name of the processor."""
+    """Return the name of the processor."""
     with open('/proc/cpuinfo', encoding='utf-8') as file:
         names = re.findall(r'model name\s*:\s*(.+)', file.read())
     return names[0] if names else 'unknown processor'
 
 
 def plot(options, results):
-    """Draws the times of all texts as a PNG: a panel a row, a bar an engine, a line the floor."""
+    """Draw the times of all texts as a PNG: a panel a row, a bar an engine, a line the floor."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -509,31 +521,32 @@ def plot(options, results):
             for i, name in enumerate(names):
                 panel.plot([yardstick(options, results, row, name, 'floor')] * 2,
                            [i - 0.4, i + 0.4], color='black')
-        panel.set_title('%s, %s' % (options.size, TITLES[row]), fontsize=10)
+        panel.set_title(f'{options.size}, {TITLES[row]}', fontsize=10)
         panel.spines[['top', 'right']].set_visible(False)
         panel.margins(x=0.1)
-    figure.supxlabel('shorter is better; black: reading the weights once at %.0f GB/s'
-                     % results['bandwidth', None], fontsize=9)
+    figure.supxlabel('shorter is better; black: reading the weights once at '
+                     f'{results["bandwidth", None]:.0f} GB/s', fontsize=9)
     figure.savefig(options.plot, dpi=150)
 
 
 def choose_cells(options):
-    """Returns the pairs of row and engine to measure."""
+    """Return the pairs of row and engine to measure."""
     names = [name for name in ENGINES
-             if is_installed(name) and (options.before or name != 'before')]
+             if is_installed(name) and (options.before or name not in BEFORE)]
     if options.full or options.only or options.engines:
         cells = [cell for cell in itertools.product(TITLES, names) if can_measure(*cell)]
     else:
-        bars = [bar for bar in BARS if bar.size == options.size
-                and (options.before or bar.against != 'before')]
-        cells = [(bar.row, name) for bar in bars for name in (bar.engine, bar.against)
+        goals = [goal for goal in GOALS if goal.size == options.size
+                 and (options.before or goal.against not in BEFORE)]
+        cells = [(goal.row, name) for goal in goals for name in (goal.engine, goal.against)
                  if name in names]
+    engines = options.engines + [f'before-{name}' for name in options.engines]
     return {(row, name) for row, name in cells if (not options.only or row in options.only)
-            and (not options.engines or name in options.engines)}
+            and (not engines or name in engines)}
 
 
 def parse(argv):
-    """Returns the options of the command line."""
+    """Return the options of the command line."""
     def names(text):
         return [name for name in text.split(',') if name]
     parser = argparse.ArgumentParser(
@@ -542,11 +555,11 @@ def parse(argv):
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--full', action='store_true', help='all rows, all engines: hours')
     parser.add_argument('--only', type=names, default=[], metavar='ROW[,ROW]',
-                        help='these rows, for all engines: %s' % ', '.join(TITLES))
+                        help=f'these rows, for all engines: {", ".join(TITLES)}')
     parser.add_argument('--engines', type=names, default=[], metavar='NAME[,NAME]',
-                        help='these engines alone: %s' % ', '.join(ENGINES))
+                        help=f'these engines alone: {", ".join([*OURS, *PEERS])}')
     parser.add_argument('--before', metavar='FOLDER',
-                        help='another checkout of this project, whose graph engine to compare')
+                        help='an older checkout of this project, whose engines to measure, too')
     parser.add_argument('--folder', help='where the models are written, and kept for the next run '
                                          'of the same size; a temporary one if not given')
     parser.add_argument('--plot', metavar='FILE', help='draw the times, as a PNG')
@@ -554,7 +567,9 @@ def parse(argv):
     options = parser.parse_args(argv)
     if not options.worker:
         for name in set(options.only) - set(TITLES) | set(options.engines) - set(ENGINES):
-            parser.error('there is no %s; see --help' % name)
+            parser.error(f'there is no {name}; see --help')
+        if options.before and not os.path.isfile(os.path.join(options.before, 'src', 'engine.py')):
+            parser.error(f'{options.before} is not an older checkout: it has no src/engine.py')
     return options
 
 

@@ -12,8 +12,8 @@ Letters in the shape comments, here and in the modules that build on this one:
     T  positions attended to, P + S        D  width of a head, E / H
     L  layers, n_layer                     N  tokens of this call, B x S
 
-All but attention treats every token by itself, so it works on the tokens of all texts in one row,
-[N, ...].
+All but attention treats each token independently, so it works on the tokens of all texts in one
+row, [N, ...].
 """
 
 import functools
@@ -31,25 +31,27 @@ class HParams(types.SimpleNamespace):
     """The numbers that fix the shape of a model, by the names `hparams.json` gives them."""
 
     def override_from_dict(self, values):
-        """Sets each named hyperparameter to the value that `values` gives it."""
+        """Set each named hyperparameter to the value that `values` gives it."""
         vars(self).update(values)
 
 
 def default_hparams():
-    """Returns the shape of the smallest released model; n_vocab comes from `hparams.json`."""
+    """Return the shape of the smallest released model; n_vocab comes from `hparams.json`."""
     return HParams(n_vocab=0, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
 
 
 def shape_list(x):
-    """Returns the shape of x as a list: an int where known, else a scalar int32 tensor."""
+    """Return the shape of x as a list: an int where known, else a scalar int32 tensor."""
     dynamic = tf.shape(x)
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape.as_list())]
 
 
-def unchanged(x):
-    """The dropout of a model that is not being trained."""
+def identity(x):
+    """Return x: the dropout of a model that is not being trained."""
     return x
 
+
+# The paper from the inside out: activation, normalization, linear layers, attention, blocks
 
 def gelu(x):
     """Gaussian error linear unit in its tanh form (Hendrycks and Gimpel 2016)."""
@@ -66,19 +68,19 @@ def norm(x, scope):
         return tf.nn.batch_normalization(x, mean, variance, b, g, 1e-5)
 
 
-def product(x, w, **options):
-    """x w, of matrices, in the type of w; float32 in and out."""
+def matmul(x, w, **options):
+    """x w, computed in the type of w; float32 in and out."""
     return tf.cast(tf.matmul(tf.cast(x, w.dtype), w, **options), tf.float32)
 
 
-def dense(x, n_out, scope, stddev=0.02):
-    """x w + b, [N, n_in] -> [N, n_out]."""
+def conv1d(x, scope, nf, *, w_init_stdev=0.02):
+    """A linear layer: x w + b, [N, n_in] -> [N, nf]. (A convolution of width 1, hence the name.)"""
     with tf.variable_scope(scope):
-        n_in = x.shape.as_list()[-1]
-        w = tf.get_variable('w', [1, n_in, n_out],
-                            initializer=tf.random_normal_initializer(stddev=stddev))
-        b = tf.get_variable('b', [n_out], initializer=tf.zeros_initializer())
-        return tf.nn.bias_add(product(x, tf.squeeze(w, axis=0)), b)
+        nx = x.shape.as_list()[-1]
+        w = tf.get_variable('w', [1, nx, nf],
+                            initializer=tf.random_normal_initializer(stddev=w_init_stdev))
+        b = tf.get_variable('b', [nf], initializer=tf.zeros_initializer())
+        return tf.nn.bias_add(matmul(x, tf.squeeze(w, axis=0)), b)
 
 
 def causal_mask(n_queries, n_keys):
@@ -91,7 +93,19 @@ def causal_mask(n_queries, n_keys):
     return MASKED * tf.cast(key > query, tf.float32)
 
 
-def attention(q, k, v, mask, drop=unchanged):
+def split_heads(c, n_batch, n_seq, n_head):
+    """[N, 3E] -> queries, keys and values, each [B, H, S, D]."""
+    c = tf.reshape(c, [n_batch, n_seq, 3, n_head, c.shape.as_list()[-1] // (3 * n_head)])
+    return tf.unstack(tf.transpose(c, [2, 0, 3, 1, 4]))
+
+
+def merge_heads(a):
+    """[B, H, S, D] -> [N, E]."""
+    _, n_head, _, width = a.shape.as_list()
+    return tf.reshape(tf.transpose(a, [0, 2, 1, 3]), [-1, n_head * width])
+
+
+def attention(q, k, v, mask, drop=identity):
     """Scaled dot-product attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v.
 
     q [B, H, S, D], k and v [B, H, T, D], mask broadcast to [B, H, S, T] -> [B, H, S, D]
@@ -101,58 +115,97 @@ def attention(q, k, v, mask, drop=unchanged):
     return tf.matmul(drop(tf.nn.softmax(scores)), v)
 
 
-def split_heads(x, n_batch, n_seq, n_head):
-    """[N, 3E] -> queries, keys and values, each [B, H, S, D]."""
-    x = tf.reshape(x, [n_batch, n_seq, 3, n_head, x.shape.as_list()[-1] // (3 * n_head)])
-    return tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
+def attn(x, scope, n_state, *, attend, hparams, drop=identity):
+    """Self-attention of several heads: x [N, E] -> [N, E].
 
-
-def merge_heads(x, n_embd):
-    """[B, H, S, D] -> [N, E]."""
-    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, n_embd])
-
-
-def before_attention(x):
-    """The part of a block before its attention: x [N, E] -> queries, keys, values [N, 3E]."""
-    h = norm(x, 'ln_1')
-    with tf.variable_scope('attn'):
-        return dense(h, 3 * x.shape.as_list()[-1], 'c_attn')
-
-
-def after_attention(x, a, n_layer, drop=unchanged):
-    """The part of a block after its attention: its input x and the heads' a [N, E] -> [N, E].
-
-    The attention's projection, then a perceptron of two layers, are added to x, each by way of
-    `drop` as in `transformer`.
+    Args:
+      attend: a function from the queries, keys and values of these positions, [N, 3E], to what
+        the heads attend to, [N, E]. It knows the keys and values of other positions.
+      hparams, drop: as in `transformer`.
     """
-    n_embd = x.shape.as_list()[-1]
-    # 2L projections are added up from the first block to the last: a smaller start for each keeps
-    # the variance of the sum from growing with the depth.
-    stddev = 0.02 / math.sqrt(2 * n_layer)
-    with tf.variable_scope('attn'):
-        x += drop(dense(a, n_embd, 'c_proj', stddev))
-    h = norm(x, 'ln_2')
-    with tf.variable_scope('mlp'):
-        h = gelu(dense(h, 4 * n_embd, 'c_fc'))
-        return x + drop(dense(h, n_embd, 'c_proj', stddev))
+    with tf.variable_scope(scope):
+        c = conv1d(x, 'c_attn', 3 * n_state)
+    a = attend(c)
+    with tf.variable_scope(scope):
+        return drop(conv1d(a, 'c_proj', n_state, w_init_stdev=residual_stdev(hparams)))
+
+
+def mlp(x, scope, n_state, *, hparams, drop=identity):
+    """A perceptron with one hidden layer of n_state units: x [N, E] -> [N, E]."""
+    with tf.variable_scope(scope):
+        h = gelu(conv1d(x, 'c_fc', n_state))
+        return drop(conv1d(h, 'c_proj', x.shape.as_list()[-1],
+                           w_init_stdev=residual_stdev(hparams)))
+
+
+def block(x, scope, *, attend, hparams, drop=identity):
+    """One layer of the transformer: x [N, E] -> [N, E].
+
+    Args:
+      attend: as in `attn`.
+      hparams, drop: as in `transformer`.
+    """
+    with tf.variable_scope(scope):
+        n_embd = x.shape.as_list()[-1]
+        x += attn(norm(x, 'ln_1'), 'attn', n_embd, attend=attend, hparams=hparams, drop=drop)
+        x += mlp(norm(x, 'ln_2'), 'mlp', 4 * n_embd, hparams=hparams, drop=drop)
+        return x
+
+
+def residual_stdev(hparams):
+    """Standard deviation of the initial weights of the layers whose output is added to x.
+
+    There are 2L of them. Smaller weights keep the variance of x from growing with the depth.
+    """
+    return 0.02 / math.sqrt(2 * hparams.n_layer)
 
 
 def embeddings(hparams):
-    """Returns the token embeddings wte [V, E] and the position embeddings wpe [n_ctx, E]."""
+    """Return the token embeddings wte [V, E] and the position embeddings wpe [n_ctx, E]."""
     wpe = tf.get_variable('wpe', [hparams.n_ctx, hparams.n_embd],
                           initializer=tf.random_normal_initializer(stddev=0.01))
     wte = tf.get_variable('wte', [hparams.n_vocab, hparams.n_embd],
                           initializer=tf.random_normal_initializer(stddev=0.02))
     # Reading before gathering matters: a gather straight from a resource variable makes every later
-    # read of it copy it whole, and the head reads wte at each step.
+    # read of it copy it whole, and lm_head reads wte at each step.
     return tf.identity(wte), tf.identity(wpe)
 
 
-def recomputed(function):
-    """Returns a function of one tensor that keeps nothing inside it in memory for gradients.
+def transformer(hparams, X, positions, attend, drop=identity, gradient_checkpointing=False):
+    """Everything but the output layer: token ids X [B, S] -> hidden states [B, S, E], normalized.
 
-    For them it is computed anew (Chen et al. 2016). Why not tf.recompute_grad: on TensorFlow 2.21
-    it saves a sixth of the memory, this three quarters.
+    Args:
+      positions: int32 [B, S] or [S], counted from the first token of each text.
+      attend: a function of a layer's number and `c`, its queries, keys and values of these
+        positions [N, 3E], which returns what the heads attend to [N, E]. The caller decides with
+        it where the keys and values of other positions are.
+      drop: the dropout to train with, a function from a tensor to one of its shape.
+      gradient_checkpointing: whether to keep only the input of each block in memory and compute
+        the block again for its gradients (Chen et al. 2016).
+    """
+    n_batch, n_seq = shape_list(X)
+    wte, wpe = embeddings(hparams)
+    h = tf.cast(tf.gather(wte, X), tf.float32) + tf.gather(wpe, positions)  # [B, S, E]
+    h = drop(tf.reshape(h, [-1, hparams.n_embd]))  # [N, E]
+    scope = tf.get_variable_scope()
+
+    def layer_block(h, layer):
+        with tf.variable_scope(scope, auxiliary_name_scope=False):
+            return block(h, f'h{layer}', attend=functools.partial(attend, layer), hparams=hparams,
+                         drop=drop)
+
+    for layer in range(hparams.n_layer):
+        this_block = functools.partial(layer_block, layer=layer)
+        h = (recompute_gradients(this_block) if gradient_checkpointing else this_block)(h)
+        tf.add_to_collection('checkpoints', h)
+    return tf.reshape(norm(h, 'ln_f'), [n_batch, n_seq, hparams.n_embd])
+
+
+def recompute_gradients(function):
+    """Return a function of one tensor that keeps nothing inside it in memory for its gradients.
+
+    They compute it again (Chen et al. 2016). tf.recompute_grad does the same in principle, but
+    saves a sixth of the memory on TensorFlow 2.21; this saves three quarters.
     """
     @tf.custom_gradient
     def compute(x):
@@ -168,66 +221,35 @@ def recomputed(function):
     return compute
 
 
-def transformer(hparams, X, positions, attend, drop=unchanged, recompute=False):
-    """Everything but the output layer: token ids X [B, S] -> [B, S, E], normalized.
+def hidden_states(hparams, X, drop=identity, gradient_checkpointing=False):
+    """The transformer on whole texts, from their first tokens: X [B, S] -> [B, S, E].
 
     Args:
-      positions: int32 [B, S] or [S], counted from the first token of each text.
-      attend: a function of a layer's number and its queries, keys and values of these positions,
-        [B, H, S, D] each, which returns what the heads attend to, [B, H, S, D]. Whoever builds
-        the graph decides with it which other keys and values there are and where they live.
-      drop: the dropout to train with, a function of a tensor that returns one of its shape.
-      recompute: whether gradients compute each block anew, in place of keeping all that is inside
-        it in memory until then (Chen et al. 2016).
+      drop, gradient_checkpointing: as in `transformer`.
     """
     n_batch, n_seq = shape_list(X)
-    wte, wpe = embeddings(hparams)
-    h = tf.cast(tf.gather(wte, X), tf.float32) + tf.gather(wpe, positions)  # [B, S, E]
-    h = drop(tf.reshape(h, [-1, hparams.n_embd]))  # [N, E]
-    scope = tf.get_variable_scope()
-
-    def block(h, layer):
-        with tf.variable_scope(scope, auxiliary_name_scope=False), \
-                tf.variable_scope('h%d' % layer):
-            qkv = split_heads(before_attention(h), n_batch, n_seq, hparams.n_head)
-            a = merge_heads(attend(layer, *qkv), hparams.n_embd)
-            return after_attention(h, a, hparams.n_layer, drop)
-
-    for layer in range(hparams.n_layer):
-        this_block = functools.partial(block, layer=layer)
-        h = (recomputed(this_block) if recompute else this_block)(h)
-        tf.add_to_collection('checkpoints', h)
-    return tf.reshape(norm(h, 'ln_f'), [n_batch, n_seq, hparams.n_embd])
-
-
-def read_texts(hparams, X, drop=unchanged, recompute=False):
-    """The transformer on whole texts, from their first tokens on: X [B, S] -> [B, S, E].
-
-    Args:
-      drop, recompute: as in `transformer`.
-    """
-    n_seq = shape_list(X)[1]
     mask = causal_mask(n_seq, n_seq)
 
-    def attend(layer, q, k, v):
-        return attention(q, k, v, mask, drop)
+    def attend(layer, c):
+        q, k, v = split_heads(c, n_batch, n_seq, hparams.n_head)
+        return merge_heads(attention(q, k, v, mask, drop))
 
-    return transformer(hparams, X, tf.range(n_seq), attend, drop, recompute)
+    return transformer(hparams, X, tf.range(n_seq), attend, drop, gradient_checkpointing)
 
 
-def head(hparams, h):
+def lm_head(hparams, h):
     """The output layer: h [N, E] -> logits [N, V], with the token embeddings as its weights."""
     wte, _ = embeddings(hparams)
-    return product(h, wte, transpose_b=True)
+    return matmul(h, wte, transpose_b=True)
 
 
 def variables(scope='model', reuse=tf.AUTO_REUSE, custom_getter=None):
-    """The variable scope that every function above wants around it."""
+    """The variable scope that every function above expects around it."""
     return tf.variable_scope(scope, reuse=reuse, use_resource=True, custom_getter=custom_getter)
 
 
 def past_shape(*, hparams, batch_size=None, sequence=None):
-    """Returns the shape of `past` and `present` as a list: [B, L, 2, H, S, D]."""
+    """Return the shape of `past` and `present` as a list: [B, L, 2, H, S, D]."""
     return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence,
             hparams.n_embd // hparams.n_head]
 
@@ -251,15 +273,16 @@ def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
     mask = causal_mask(n_seq, n_past + n_seq)
     presents = []
 
-    def attend(layer, q, k, v):
+    def attend(layer, c):
+        q, k, v = split_heads(c, n_batch, n_seq, hparams.n_head)
         presents.append(tf.stack([k, v], axis=1))  # [B, 2, H, S, D]
         if past is not None:
             past_k, past_v = tf.unstack(past[:, layer], axis=1)
             k, v = tf.concat([past_k, k], axis=-2), tf.concat([past_v, v], axis=-2)
-        return attention(q, k, v, mask)
+        return merge_heads(attention(q, k, v, mask))
 
     with variables(scope, reuse):
         h = transformer(hparams, X, tf.range(n_past, n_past + n_seq), attend)
-        logits = head(hparams, tf.reshape(h, [-1, hparams.n_embd]))
+        logits = lm_head(hparams, tf.reshape(h, [-1, hparams.n_embd]))
         logits = tf.reshape(logits, [n_batch, n_seq, hparams.n_vocab])
         return {'logits': logits, 'present': tf.stack(presents, axis=1)}

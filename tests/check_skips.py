@@ -2,8 +2,8 @@
 
     python3 tests/check_skips.py leg1.xml leg2.xml ...
 
-The files are pytest's JUnit reports (`--junitxml`), one from each environment. A test that only a
-GPU can run, and whose reason for skipping says so, is let off.
+The files are pytest's JUnit reports (`--junitxml`), one from each environment. A test may be
+skipped everywhere if only a GPU can run it and its reason says so.
 """
 
 import re
@@ -12,9 +12,9 @@ import xml.etree.ElementTree
 
 
 def read_report(path):
-    """Returns the names of the tests that ran, and a dict from those that were skipped to why.
+    """Return the names of the tests that ran, and {name: reason} of those that were skipped.
 
-    A module skipped as a whole stands in a report as one test with the module's name.
+    A module that is skipped as a whole is one test in a report, with the module's name.
     """
     ran, skipped = set(), {}
     for case in xml.etree.ElementTree.parse(path).iter('testcase'):
@@ -28,7 +28,7 @@ def read_report(path):
 
 
 def skipped_everywhere(reports):
-    """Returns a dict of the tests that ran in no report, to the reasons, GPU tests left out."""
+    """Return {name: reasons} of the tests that ran in no report, without those that need a GPU."""
     ran = set().union(*(report_ran for report_ran, _ in reports))
     reasons = {}
     for _, skipped in reports:
@@ -42,13 +42,13 @@ def skipped_everywhere(reports):
 def main(paths):
     reports = [read_report(path) for path in paths]
     if not all(ran for ran, _ in reports):
-        sys.exit('A report holds no test that ran: %s' % ' '.join(paths))
+        sys.exit(f'A report has no test that ran: {" ".join(paths)}')
     left = skipped_everywhere(reports)
     for name, reasons in sorted(left.items()):
-        print('Skipped in every environment: %s: %s' % (name, ' | '.join(sorted(set(reasons)))))
+        print(f'Skipped in every environment: {name}: {" | ".join(sorted(set(reasons)))}')
     if left:
-        sys.exit('%d tests ran nowhere.' % len(left))
-    print('Every test ran in at least one of %d environments.' % len(reports))
+        sys.exit(f'{len(left)} tests ran nowhere.')
+    print(f'Every test ran in at least one of {len(reports)} environments.')
 
 
 if __name__ == '__main__':

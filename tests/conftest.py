@@ -1,16 +1,19 @@
-"""What several test files share: commands run as processes, and a small model to run them on."""
+"""Fixtures: commands run as processes or in this process, and a small model to run them on."""
+import io
+import itertools
+import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import types
 
 import pytest
 
 import reference
-
-SRC = pathlib.Path(__file__).resolve().parent.parent / 'src'
+from helpers import Command
 
 # So small that a sample takes the reference milliseconds too. A token is a byte.
 TINY = {'n_vocab': 257, 'n_ctx': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
@@ -23,7 +26,7 @@ raise RuntimeError('TensorFlow was imported')
 """
 
 
-# A shell makes what it runs in the background deaf to Ctrl-C, and our commands would inherit that.
+# A shell makes background processes ignore Ctrl-C, and our commands would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,53 +34,88 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # ---- commands ----------------------------------------------------------------------------------
 
 
-class Command:
-    """A script of src/ with its arguments, to be run in a process of its own."""
-
-    def __init__(self, script, *args, env=None):
-        """Args: env: environment variables to set; None unsets one."""
-        self.arguments = [sys.executable, str(SRC / script)] + [str(arg) for arg in args]
-        env = dict(os.environ, PYTHONUNBUFFERED=None, **(env or {}))  # buffered, as users have it
-        self.env = {name: str(value) for name, value in env.items() if value is not None}
-
-    def start(self, **options):
-        """Returns a subprocess.Popen with all its streams in pipes."""
-        streams = dict.fromkeys(['stdin', 'stdout', 'stderr'], subprocess.PIPE)
-        return subprocess.Popen(self.arguments, env=self.env, **dict(streams, **options))
-
-    def run(self, stdin='', **options):
-        """Runs it to its end with this text as its stdin: returns (status, stdout, stderr)."""
-        return finish(self.start(**options), stdin)
-
-    def spawn(self):
-        """Returns a pexpect.spawn: the process behind a pseudo-terminal."""
-        pexpect = pytest.importorskip('pexpect')
-        env = dict(self.env, TERM='xterm', INPUTRC=os.devnull)
-        return pexpect.spawn(self.arguments[0], self.arguments[1:], env=env, encoding='utf-8',
-                             timeout=120, dimensions=(24, 200))
-
-
-def finish(process, stdin=''):
-    """Waits for a Popen to end: returns (status, stdout, stderr)."""
-    try:
-        output = process.communicate(stdin.encode('utf-8'), timeout=120)
-    finally:
-        process.kill()
-        process.wait()
-    return (process.returncode, *[(stream or b'').decode('utf-8') for stream in output])
-
-
-@pytest.fixture(scope='session')
+@pytest.fixture
 def command():
-    """Command, by way of pytest, as a conftest.py is not for importing."""
+    """Command: a script of src/ as a process."""
     return Command
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run a command's function in this process: return (status, stdout, stderr).
+
+    call(train.train, train.OPTIONS, 'text.txt', '--steps', 10, stdin='')
+
+    Only what Python writes is returned: what libraries written in C write is for `command`.
+    With terminal=True, stdout claims to be a terminal.
+    """
+    from gpt2 import cli
+
+    def run(function, option_classes, *argv, stdin='', terminal=False):
+        stdin = stdin if isinstance(stdin, bytes) else stdin.encode('utf-8')
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, \
+                monkeypatch.context() as patch:
+            patch.setattr(sys, 'argv', [f'{function.__module__}.py'])
+            patch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(stdin)))
+            for name, file, kind in [('stdout', stdout, Terminal if terminal else io.TextIOWrapper),
+                                     ('stderr', stderr, io.TextIOWrapper)]:
+                patch.setattr(sys, name, kind(open(os.dup(file.fileno()), 'wb')))
+            status = 0
+            try:
+                cli.run(function, *option_classes, argv=[str(argument) for argument in argv])
+            except SystemExit as error:
+                status = error.code
+            sys.stdout.flush()
+            sys.stderr.flush()
+            return (status, *[read_all(file) for file in (stdout, stderr)])
+
+    return run
+
+
+def read_all(file):
+    """Return the UTF-8 text of an open binary file."""
+    file.seek(0)
+    return file.read().decode('utf-8', 'surrogateescape')
+
+
+def one_line(script, result):
+    """Return (status, the one line on stderr without the script's name) of a refused command."""
+    status, stdout, stderr = result
+    assert stdout == ''
+    assert stderr.startswith(f'{script}: '), stderr
+    assert stderr.count('\n') == 1 and stderr.endswith('\n'), stderr
+    return status, stderr[len(script) + 2:-1]
+
+
+@pytest.fixture
+def refuse(call, monkeypatch):
+    """As `call`, where the command must refuse: return (status, its one line without the name).
+
+    It must not ask for TensorFlow before: that it is not imported is checked with `refused`.
+    """
+    from gpt2 import runtime
+
+    def run(function, option_classes, *argv, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, 'import_tensorflow', lambda: pytest.fail('TensorFlow'))
+            result = call(function, option_classes, *argv, **options)
+        return one_line(f'{function.__module__}.py', result)
+
+    return run
 
 
 @pytest.fixture
 def bare(tmp_path):
-    """Runs a command where importing TensorFlow fails: returns (status, stdout, stderr)."""
+    """Run a command where importing TensorFlow fails: return (status, stdout, stderr)."""
     folder = tmp_path / 'without TensorFlow'
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / 'tensorflow.py').write_text(NO_TENSORFLOW)
 
     def run(script, *args, env=None, **options):
@@ -90,16 +128,12 @@ def bare(tmp_path):
 
 @pytest.fixture
 def refused(bare):
-    """Runs a command that must be refused in one line: returns (status, that line).
+    """Run a command that must be refused in one line, as a process: return (status, that line).
 
     All that is refused so is refused before TensorFlow is imported.
     """
     def run(script, *args, **options):
-        status, stdout, stderr = bare(script, *args, **options)
-        assert stdout == ''
-        assert stderr.startswith(script + ': ')
-        assert stderr.count('\n') == 1 and stderr.endswith('\n')
-        return status, stderr[len(script) + 2:-1]
+        return one_line(script, bare(script, *args, **options))
 
     return run
 
@@ -110,8 +144,8 @@ def refused(bare):
 @pytest.fixture(scope='session')
 def tf():
     """TensorFlow 1's interface in graph mode, as src/ uses it."""
-    import cli
-    tensorflow = cli.import_tensorflow()
+    from gpt2 import runtime
+    tensorflow = runtime.import_tensorflow()
     import model  # noqa: F401  (switches to graph mode)
     return tensorflow
 
@@ -120,8 +154,8 @@ def tf():
 def saved(tf):
     """A function from a model directory to its weights, {name: array}, read by TensorFlow."""
     def read(path):
-        import checkpoint
-        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(str(path)))
+        from gpt2 import model_dir
+        reader = tf.train.load_checkpoint(model_dir.weights_prefix(str(path)))
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
     return read
@@ -133,10 +167,10 @@ def small_disk(tmp_path):
     folders = []
 
     def mount(size):
-        folder = tmp_path / ('disk of %d' % size)
+        folder = tmp_path / (f'disk of {size}')
         folder.mkdir()
         if shutil.which('mount') is None or subprocess.call(
-                ['mount', '-t', 'tmpfs', '-o', 'size=%dk' % size, 'tmpfs', str(folder)],
+                ['mount', '-t', 'tmpfs', '-o', f'size={size}k', 'tmpfs', str(folder)],
                 stderr=subprocess.DEVNULL):
             pytest.skip('nothing can be mounted here')
         folders.append(folder)
@@ -167,9 +201,9 @@ class TinyModel:
         return b''.join(self._tokens[token] for token in tokens).decode('utf-8', 'replace')
 
     def samples(self, indices, seed, length, prompt=None, weights=None, gap=1e-4, **options):
-        """Returns the texts of these samples of a run, as the reference computes them.
+        """Return the texts of these samples of a run, as the reference computes them.
 
-        None of them may hang on a near-tie, of a smaller gap, which rounding decides otherwise.
+        No token may be a near-tie, of a smaller gap, where float32 may choose another one.
         """
         tokens = [self.hparams['n_vocab'] - 1] if prompt is None else self.encode(prompt)
         texts = []
@@ -183,5 +217,119 @@ class TinyModel:
 
 @pytest.fixture(scope='session')
 def tiny(tf, tmp_path_factory):
-    """A TinyModel, in a folder whose name wants quoting."""
+    """A TinyModel, in a folder whose name needs quotes."""
     return TinyModel(tmp_path_factory.mktemp('my models'))
+
+
+@pytest.fixture(scope='session')
+def unloaded(tmp_path_factory):
+    """Flags for a model like `tiny` that can be opened, but whose weights are zeros: no weights.
+
+    Making it needs no TensorFlow.
+    """
+    from gpt2 import model_dir
+    folder = tmp_path_factory.mktemp('models') / 'tiny'
+    folder.mkdir()
+    (folder / 'hparams.json').write_text(json.dumps(TINY))
+    reference.write_vocabulary(str(folder))
+    (folder / 'checkpoint').write_text('model_checkpoint_path: "model.ckpt"\n')
+    (folder / 'model.ckpt.index').write_bytes(b'')
+    size = 4 * model_dir.parameter_count(types.SimpleNamespace(**TINY))
+    (folder / 'model.ckpt.data-00000-of-00001').write_bytes(bytes(size))
+    return ['--model_name', 'tiny', '--models_dir', str(folder.parent)]
+
+
+# ---- samples -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='session')
+def graph_decoders(tf):
+    """A function like `open_decoder` that opens the graph decoder of a model only once."""
+    from gpt2.sampling import engines
+    opened = {}
+
+    def open_decoder(model_dir, engine, dtype):
+        if engine != 'graph':
+            return engines.open_decoder(model_dir, engine, dtype)
+        if model_dir.path not in opened:
+            opened[model_dir.path] = engines.open_decoder(model_dir, engine, dtype)
+        return opened[model_dir.path]
+
+    return open_decoder
+
+
+@pytest.fixture
+def sample(call, tiny, graph_decoders, monkeypatch):
+    """Run a sampling command's function on the tiny model in this process: return what it prints.
+
+    sample(unconditional.sample_model, '--nsamples', 7)
+
+    Its seed is 4, its length 12, its batch size 3, unless other flags say otherwise. The model's
+    graph is built only once, so a model directory must not change while a test runs.
+    """
+    from gpt2.sampling import run
+    monkeypatch.setattr(run, 'open_decoder', graph_decoders)
+    flags = [*tiny.flags, '--engine', 'graph', '--seed', 4, '--length', 12, '--batch_size', 3]
+
+    def sample(function, *argv, status=0, **options):
+        option_classes = sys.modules[function.__module__].OPTIONS
+        found, stdout, stderr = call(function, option_classes, *flags, *argv, **options)
+        assert found == status, stderr
+        return stdout, stderr
+
+    return sample
+
+
+@pytest.fixture
+def sample_error(sample):
+    """As `sample`, where the command must refuse with status 1: return its one line."""
+    def run(function, *argv):
+        script = f'{function.__module__}.py'
+        return one_line(script, (1, *sample(function, *argv, status=1)))[1]
+
+    return run
+
+
+# ---- interruptions -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_each_line():
+    """A function that calls a function, and `action(n)` before its n-th line in some modules."""
+    def run(modules, function, action):
+        paths, n_lines = {module.__file__ for module in modules}, itertools.count(1)
+
+        def trace(frame, event, arg):
+            if frame.f_code.co_filename not in paths:
+                return None
+            if event == 'line':
+                action(next(n_lines))
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            return function()
+        finally:
+            sys.settrace(before)
+
+    return run
+
+
+@pytest.fixture
+def interrupt_at(at_each_line):
+    """A function that calls a function, with Ctrl-C before its n-th line in some modules.
+
+    It returns whether the function had so many lines. Numbers count from 1.
+    """
+    def run(n, modules, function):
+        def interrupt(line):
+            if line == n:
+                raise KeyboardInterrupt
+        try:
+            at_each_line(modules, function, interrupt)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    return run

@@ -1,7 +1,7 @@
-"""Learns a small byte-level BPE vocabulary from a text: writes encoder.json and vocab.bpe.
+"""Learn a small byte-level BPE vocabulary from a text and write encoder.json and vocab.bpe.
 
 The ids are in GPT-2's order: the 256 bytes, the merges from the first to the last, <|endoftext|>.
-Only the first part of the text is learned from, so that the rest can serve as unseen text.
+It is learned from the first part of the text only, so that the rest can serve as unseen text.
 
     python3 tests/learn_vocabulary.py TEXT OUTPUT_DIR [--size 1000] [--train_share 0.9]
 """
@@ -11,29 +11,26 @@ import json
 import os
 import sys
 
-END_OF_TEXT = '<|endoftext|>'
-
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, 'src'))
 
-from encoder import byte_symbols, find_words  # noqa: E402  (src/ is on the path only from here on)
+from encoder import END_OF_TEXT, bytes_to_unicode, pretokenize  # noqa: E402  (needs the path)
 
 
 def first_part(text, share):
-    """Returns the text's first bytes, that share of them, less a character that would be cut."""
+    """Return the first bytes of a text, this share of them, without a character cut in two."""
     data = text.encode('utf-8')
     return data[:int(len(data) * share)].decode('utf-8', 'ignore')
 
 
 def learn_merges(text, count):
-    """Returns the pairs that BPE joins in the text's words: count of them, or all there are."""
+    """Return the merges that BPE learns from the words of a text, at most this many."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(vocab_size=256 + count, show_progress=False,
-                                  initial_alphabet=list(byte_symbols().values()))
-    words = (word for document in text.split(END_OF_TEXT)
-             for words in find_words(document) for word in words)
+                                  initial_alphabet=list(bytes_to_unicode().values()))
+    words = (word for document in text.split(END_OF_TEXT) for word in pretokenize(document))
     tokenizer.train_from_iterator(words, trainer)
     merges = json.loads(tokenizer.to_str())['model']['merges']
     # Older versions of tokenizers write a merge as 'a b', newer ones as ['a', 'b'].
@@ -41,9 +38,9 @@ def learn_merges(text, count):
 
 
 def write_vocabulary(directory, merges):
-    """Writes the two files of a vocabulary with these merges; returns its size."""
-    tokens = [*byte_symbols().values(), *(a + b for a, b in merges), END_OF_TEXT]
-    tokens = list(dict.fromkeys(tokens))  # two merges may, rarely, make the same token
+    """Write the two files of a vocabulary with these merges; return its size."""
+    tokens = [*bytes_to_unicode().values(), *(a + b for a, b in merges), END_OF_TEXT]
+    tokens = list(dict.fromkeys(tokens))  # two merges can make the same token
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, 'encoder.json'), 'w', encoding='utf-8') as file:
         json.dump({token: i for i, token in enumerate(tokens)}, file)

@@ -1,12 +1,13 @@
 """A small model in the official files, and an HTTP server for it that can misbehave.
 
 The server does what Azure's blob storage does: HEAD, Range and If-Range, ETag, Content-Length and
-Content-MD5 (of the part, in an answer to a Range request). Each of these can be switched off, and
-a fault can be put in the way of the next requests for a file.
+Content-MD5 (of the part, in a response to a Range request). Each of these can be switched off, and
+the next responses for a file can be given faults.
 """
 
 import base64
 import collections
+import functools
 import gzip
 import hashlib
 import http.server
@@ -25,10 +26,10 @@ FILES = ('checkpoint', 'encoder.json', 'hparams.json', WEIGHTS, 'model.ckpt.inde
 
 
 def small_model(seed=0, hparams=HPARAMS, vocabulary=None):
-    """Returns a dict: the name of each of the seven files -> its bytes.
+    """Return a dict: the name of each of the seven files -> its bytes.
 
     Args:
-      vocabulary: bytes of encoder.json and vocab.bpe; made up without.
+      vocabulary: the bytes of encoder.json and vocab.bpe; by default something small.
     """
     rng = random.Random(seed)
 
@@ -50,6 +51,12 @@ def small_model(seed=0, hparams=HPARAMS, vocabulary=None):
     }
 
 
+@functools.lru_cache(64)
+def etag(data):
+    return f'"{hashlib.sha1(data).hexdigest()}"'
+
+
+@functools.lru_cache(64)
 def md5(data):
     return base64.b64encode(hashlib.md5(data).digest()).decode()
 
@@ -58,25 +65,27 @@ Request = collections.namedtuple('Request', 'method name range if_range status')
 
 
 class Answer:
-    """What the server is about to send. A fault is a function that changes it."""
+    """What the server is going to send. A fault is a function that changes it."""
 
     def __init__(self, status, headers, body):
         self.status, self.headers, self.body = status, headers, body
         self.length = len(body)   # Content-Length, None for none
         self.chunked = False
         self.cut = None           # bytes of the body after which to stop
-        self.ending = 'close'     # what happens there: close, reset, or stall
+        self.ending = 'close'     # what happens then: close, reset, or stall
+        self.slow_header = 0      # bytes of a header that is sent byte by byte
+        self.raw = None           # bytes to send instead of all this
 
 
 class ModelServer(http.server.ThreadingHTTPServer):
-    """Serves models {size: {name: bytes}} at url/size/name on a thread of its own."""
+    """Serves models {size: {name: bytes}} at url/size/name on its own thread."""
 
     daemon_threads = True
 
     def __init__(self, models):
         super().__init__(('127.0.0.1', 0), Handler)
         self.models = models
-        self.log = []             # Requests, as they were answered
+        self.log = []             # Requests with the status of the response
         self.heads = self.ranges = self.if_range = self.etags = self.md5s = self.lengths = True
         self.dates = False        # Last-Modified
         self.piece_pause = 0      # seconds after each 16 KiB
@@ -85,7 +94,7 @@ class ModelServer(http.server.ThreadingHTTPServer):
 
     @property
     def url(self):
-        return 'http://127.0.0.1:%d' % self.server_port
+        return f'http://127.0.0.1:{self.server_port}'
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={'poll_interval': 0.01}).start()
@@ -97,19 +106,19 @@ class ModelServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
     def inject(self, name, *faults, method='GET', always=False):
-        """Puts faults in the way of the next requests for a file, or always the same one."""
+        """Give faults to the next responses for a file, or always the same one."""
         self.faults[method, name] = list(faults) * (1000 if always else 1)
 
     def requests(self, method, name=None):
         return [r for r in self.log if r.method == method and name in (None, r.name)]
 
     def handle_error(self, request, client_address):
-        pass  # Clients are killed here; that is no error of the server's.
+        pass  # clients are killed, which is not an error of the server
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
-    disable_nagle_algorithm = True  # The body follows the headers at once.
+    disable_nagle_algorithm = True  # the body follows the headers at once
 
     def do_GET(self):
         self.respond()
@@ -127,27 +136,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send(answer)
 
     def answer(self, data):
-        """Returns the Answer of a server in good order, with the abilities that are switched on."""
+        """Return the Answer without faults, with the abilities that are switched on."""
         server = self.server
         if data is None:
             return Answer(404, {}, b'')
         if self.command == 'HEAD' and not server.heads:
             return Answer(405, {}, b'')
-        etag, date = '"%s"' % hashlib.sha1(data).hexdigest(), 'Wed, 21 Oct 2015 07:28:00 GMT'
+        date = 'Wed, 21 Oct 2015 07:28:00 GMT'
         headers = {'Content-Type': 'application/octet-stream'}
         if server.etags:
-            headers['ETag'] = etag
+            headers['ETag'] = etag(data)
         if server.dates:
             headers['Last-Modified'] = date
         start = re.match(r'bytes=(\d+)-$', self.headers['Range'] or '')
-        valid = not server.if_range or self.headers['If-Range'] in (None, etag, date)
+        valid = not server.if_range or self.headers['If-Range'] in (None, etag(data), date)
         status, body = 200, data
         if start and server.ranges and valid:
             first = int(start.group(1))
             if first >= len(data):
-                return Answer(416, {'Content-Range': 'bytes */%d' % len(data)}, b'')
+                return Answer(416, {'Content-Range': f'bytes */{len(data)}'}, b'')
             status, body = 206, data[first:]
-            headers['Content-Range'] = 'bytes %d-%d/%d' % (first, len(data) - 1, len(data))
+            headers['Content-Range'] = f'bytes {first}-{len(data) - 1}/{len(data)}'
         if server.md5s:
             headers['Content-MD5'] = md5(body)
         answer = Answer(status, headers, body)
@@ -159,6 +168,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == 'HEAD' and answer.cut is not None:
             self.close_connection = True
             return
+        if answer.raw is not None:
+            self.close_connection = True
+            self.wfile.write(answer.raw)
+            return
         self.send_response(answer.status)
         for key, value in answer.headers.items():
             self.send_header(key, value)
@@ -168,6 +181,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header('Content-Length', str(answer.length))
         else:
             self.close_connection = True
+        if answer.slow_header:
+            self.flush_headers()
+            for byte in b'Slow: ' + b'x' * answer.slow_header + b'\r\n':
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.02)
         self.end_headers()
         if self.command == 'HEAD':
             return
@@ -180,7 +198,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if answer.ending == 'stall':
             self.server.closing.wait(60)
         if answer.ending == 'reset':
-            # No time to linger: closing sends a reset (RST).
+            # Without time to linger, closing sends a reset (RST).
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
             self.connection.close()
 
@@ -200,7 +218,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def broken(ending, after=589824):
     """The body stops after some bytes: the connection is closed, is reset, or stalls.
 
-    HEAD, which has no body, gets no answer.
+    HEAD, which has no body, gets no response.
     """
     def fault(answer):
         answer.cut, answer.ending = min(after, max(0, len(answer.body) - 1)), ending
@@ -215,26 +233,26 @@ def status(code, **headers):
 
 
 def flip(answer):
-    """One bit of the body is another."""
+    """One bit of the body differs."""
     middle = len(answer.body) // 2
     answer.body = b'%s%c%s' % (answer.body[:middle], answer.body[middle] ^ 4,
                                answer.body[middle + 1:])
 
 
 def shorten(answer):
-    """A body that is too short, with a Content-Length to match."""
+    """A body that is too short, with the Content-Length that it has."""
     answer.body = answer.body[:len(answer.body) // 2]
     answer.length = len(answer.body)
 
 
 def lengthen(answer):
-    """More bytes than the file has, and no Content-Length to tell."""
+    """More bytes than the file has, without a Content-Length."""
     answer.body += bytes(1000000)
     answer.length, answer.chunked = None, True
 
 
 def page(content_type='text/html; charset=utf-8'):
-    """A web page in place of the file, as the login page of a network."""
+    """A web page instead of the file, like the login page of a network."""
     def fault(answer):
         answer.status = 200
         answer.headers = {'Content-Type': content_type}
@@ -244,7 +262,7 @@ def page(content_type='text/html; charset=utf-8'):
 
 
 def compress(answer):
-    """gzip, unasked."""
+    """gzip, which was not requested."""
     answer.headers['Content-Encoding'] = 'gzip'
     answer.body = gzip.compress(answer.body)
     answer.length = len(answer.body)
@@ -256,6 +274,23 @@ def no_length(answer):
 
 
 def wrong_range(answer):
-    """An answer to a Range request that begins somewhere else."""
+    """A response to a Range request that begins somewhere else."""
     answer.headers['Content-Range'] = re.sub(r'bytes \d+', 'bytes 7',
                                              answer.headers['Content-Range'])
+
+
+def slow_header(answer):
+    """A header takes seconds, byte by byte, so that no single read times out."""
+    answer.slow_header = 150
+
+
+def raw(data):
+    """Some bytes that need not be HTTP, and the end of the connection."""
+    def fault(answer):
+        answer.raw = data
+    return fault
+
+
+def chunks(data):
+    """A chunked body in these bytes, which need not be well-formed."""
+    return raw(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n' + data)

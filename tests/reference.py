@@ -1,7 +1,7 @@
-"""GPT-2 and its sampling in plain NumPy float64: the yardstick the TensorFlow code is held to.
+"""GPT-2 and its sampling in plain NumPy float64: the oracle that the TensorFlow code must match.
 
-Written from the paper and from the contract alone, and slow on purpose: every token is computed
-from the whole text again. Nothing here imports anything from src.
+Written from the paper and the contract alone, and slow on purpose: every token is computed from
+the whole text, without a cache. Nothing here imports anything from src.
 
 Dimensions: P = positions, E = n_embd, H = n_head, D = E / H, V = n_vocab,
             R = C = ceil(sqrt(V)), the rows and columns of the two-level draw.
@@ -39,14 +39,14 @@ def shapes(hparams):
 def random_weights(hparams_dict, seed):
     """Return {variable name: float32 array} in which every part moves the logits.
 
-    Logits spread by about 2 at any width. The blocks' outputs outweigh the embeddings in the
-    residual stream, as they do after training: otherwise the output, which reuses wte, would
-    mostly repeat the last token. Made of raw random bits, uniform about their mean, so that they
-    are the same to the last bit under every NumPy.
+    The logits have a standard deviation of about 2 at any width. In the residual stream the
+    outputs of the blocks outweigh the embeddings, as they do after training: otherwise the output,
+    which reuses wte, would mostly repeat the last token. The values are uniform and made of raw
+    random bits, so they are the same to the last bit under every NumPy.
     """
     bits = np.random.PCG64(seed)
     e = hparams_dict['n_embd']
-    branch = 1 / math.sqrt(max(hparams_dict['n_layer'], 1))  # what a block's half adds
+    branch = 1 / math.sqrt(max(hparams_dict['n_layer'], 1))  # scale of what each half block adds
     spread = {
         'wpe': 1 / math.sqrt(e), 'wte': 2 / math.sqrt(e),
         'g': 0.2, 'b': 0.2,
@@ -91,12 +91,12 @@ def layer_norm(x, g, b):
 
 
 def linear(x, w, b):
-    """Multiply by a checkpoint's matrix: [P, n], [1, n, m], [m] -> [P, m]."""
+    """Apply a matrix of the checkpoint and a bias: [P, n], [1, n, m], [m] -> [P, m]."""
     return x @ w[0] + b
 
 
 def attention(x, part, n_head):
-    """Let each position look at itself and at those before it: [P, E] -> [P, E]."""
+    """Let each position attend to itself and to those before it: [P, E] -> [P, E]."""
     n = len(x)
     qkv = linear(x, part('attn/c_attn/w'), part('attn/c_attn/b'))  # [P, 3E]
     q, k, v = [a.reshape(n, n_head, -1).transpose(1, 0, 2)         # each [H, P, D]
@@ -108,7 +108,7 @@ def attention(x, part, n_head):
 
 
 def mlp(x, part):
-    """Apply the two-layer network to each position: [P, E] -> [P, E]."""
+    """Apply the feed-forward network to each position: [P, E] -> [P, E]."""
     hidden = gelu(linear(x, part('mlp/c_fc/w'), part('mlp/c_fc/b')))  # [P, 4E]
     return linear(hidden, part('mlp/c_proj/w'), part('mlp/c_proj/b'))
 
@@ -151,8 +151,8 @@ def top_k_keep(logits, k):
 def top_p_keep(logits, p):
     """Mark each token if the probabilities strictly larger than its own sum to less than p.
 
-    [V] -> bool [V]. Tokens of one probability are thus kept or dropped together, and the most
-    probable are always kept. 1 keeps all.
+    [V] -> bool [V]. So tokens of equal probability are kept or dropped together, and the most
+    probable ones are always kept. 1 keeps all.
     """
     if not 0 < p <= 1:
         raise ValueError('top_p must be above 0 and at most 1')
@@ -168,8 +168,8 @@ def top_p_keep(logits, p):
 def warp_logits(logits, temperature=1, top_k=0, top_p=1):
     """Return the logits after temperature, top-k and top-p: float64 [V], -inf where dropped.
 
-    The maximum is subtracted first, so the best is 0. Temperature 0 leaves the best token alone,
-    the lowest index among equals.
+    The maximum is subtracted first, so the best is 0. Temperature 0 keeps only the best token, of
+    equal ones the one with the lowest index.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if temperature < 0:
@@ -182,7 +182,7 @@ def warp_logits(logits, temperature=1, top_k=0, top_p=1):
 
 
 def warp(logits, temperature=1, top_k=0, top_p=1):
-    """Return the probabilities, float64 [V], with which each token is drawn."""
+    """Return the probability of each token to be drawn, float64 [V]."""
     return softmax(warp_logits(logits, temperature, top_k, top_p))
 
 
@@ -206,9 +206,9 @@ def uniforms(seed, index, steps, n_vocab):
 
 
 def best_and_gap(scores):
-    """Return the index of the largest score, the first of equals, and its lead over the rest.
+    """Return the index of the largest score, the first of equal ones, and its lead over the rest.
 
-    The lead is infinite where no other score is finite.
+    The lead is infinite if no other score is finite.
     """
     best = int(np.argmax(scores))
     others = np.delete(scores, best)
@@ -219,13 +219,13 @@ def best_and_gap(scores):
 def draw(kept_logits, u):
     """Draw a token by two-level Gumbel-max: logits [V] (-inf where dropped), uniforms [R + C].
 
-    Returns the token and the smaller of the two levels' gaps between the best and the second
-    best score. Where that is tiny, float32 may rightly choose otherwise.
+    Returns the token and its gap: the lead of the best score over the second best, at the level
+    where it is smaller. If the gap is tiny, float32 may choose another token.
     """
     kept_logits, u = np.asarray(kept_logits, np.float64), np.asarray(u, np.float64)
     n = side(len(kept_logits))
     if not np.any(np.isfinite(kept_logits)) or u.shape != (2 * n,):
-        raise ValueError('draw needs a finite logit, and R + C uniforms')
+        raise ValueError('draw needs a finite logit and R + C uniforms')
     table = np.full(n * n, -np.inf)
     table[:len(kept_logits)] = kept_logits
     table = table.reshape(n, n)  # [R, C]
@@ -234,7 +234,7 @@ def draw(kept_logits, u):
     top = np.max(kept_logits)
     with np.errstate(divide='ignore'):  # log(0) is -inf: an empty row is never chosen
         rows = top + np.log(np.sum(np.exp(table - top), axis=1))  # logsumexp of each row, [R]
-    # The same where every logit of a row is so far below the best that exp gives 0.
+    # The same for rows whose logits are all so far below the best that exp gives 0.
     for r in np.flatnonzero(np.isneginf(rows) & np.any(np.isfinite(table), axis=1)):
         rows[r] = np.max(table[r]) + np.log(np.sum(np.exp(table[r] - np.max(table[r]))))
 
@@ -253,7 +253,7 @@ def check_window(hparams, prompt, length):
 
 
 def greedy(weights, hparams, prompt, length):
-    """Return the `length` best next tokens, and each one's margin over the second best logit."""
+    """Return the `length` best next tokens and their margins over the second best logit."""
     check_window(hparams, prompt, length)
     tokens, margins = list(prompt), []
     for _ in range(length):
@@ -267,8 +267,8 @@ def sample(weights, hparams, prompt, length, seed, index, temperature=1, top_k=0
            end=None):
     """Return the `length` tokens of sample `index` of run `seed` after the prompt, and their gaps.
 
-    A gap is that of `draw`, or at temperature 0 the margin between the two best logits. With
-    `end`, everything after the first such token is that token again, with infinite gaps.
+    A gap is that of `draw`, or at temperature 0 the margin between the two best logits. All tokens
+    after the first `end` are `end` too, with infinite gaps.
     """
     check_window(hparams, prompt, length)
     tokens, gaps = list(prompt), []
@@ -292,15 +292,14 @@ def sample(weights, hparams, prompt, length, seed, index, temperature=1, top_k=0
 def byte_symbols():
     """Return GPT-2's 256 byte symbols in the order of their ids.
 
-    First the bytes that print as themselves in Latin-1, then the others, which take the code
-    points from 256 on.
+    First the bytes that print as themselves in Latin-1, then the others as U+0100, U+0101, ...
     """
     printable = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 255 and b != 173]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
 def write_vocabulary(directory):
-    """Write a vocabulary of 257 tokens: the bytes and <|endoftext|>, without any merge."""
+    """Write a vocabulary of 257 tokens: the bytes and <|endoftext|>, without merges."""
     symbols = byte_symbols() + ['<|endoftext|>']
     with open(os.path.join(directory, 'encoder.json'), 'w', encoding='ascii') as file:
         json.dump({symbol: i for i, symbol in enumerate(symbols)}, file)
@@ -310,7 +309,7 @@ def write_vocabulary(directory):
 
 @contextlib.contextmanager
 def quiet_tensorflow():
-    """Import TensorFlow 1's interface and hold its logs down, leaving all settings as they were."""
+    """Import the interface of TensorFlow 1 without its logs; restore all settings afterwards."""
     level = os.environ.get('TF_CPP_MIN_LOG_LEVEL')
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     try:
@@ -331,10 +330,10 @@ def quiet_tensorflow():
 
 
 def write_checkpoint(directory, hparams_dict, weights, vocabulary_dir=None, prefix='model.ckpt'):
-    """Write a model directory as the official ones are: hparams, vocabulary, TensorFlow weights.
+    """Write a model directory in the official format: hparams, vocabulary, TensorFlow weights.
 
-    The vocabulary is copied from `vocabulary_dir`; without one a 257-token vocabulary is written
-    if n_vocab is 257, else none. `prefix` names the checkpoint files.
+    The vocabulary is copied from `vocabulary_dir`. Without one, a vocabulary of 257 tokens is
+    written if n_vocab is 257, else none. `prefix` names the checkpoint files.
     """
     directory = str(directory)
     os.makedirs(directory, exist_ok=True)

@@ -1,12 +1,12 @@
 """Scripts written for the historic code, run as the processes they are, and released checkpoints.
 
-The scripts below stand for those of other people: they know `model`, `sample` and `encoder` by the
-names of old, and TensorFlow 1. They are written to a file and run as they are, but for TensorFlow's
-name, which is `tensorflow.compat.v1` from TensorFlow 2 on.
+The scripts below stand for those of other people: they know `model`, `sample` and `encoder` by
+their historic names, and TensorFlow 1. They are written to a file and run as they are, except for
+TensorFlow's name, which is `tensorflow.compat.v1` in TensorFlow 2. Beside them lie other modules
+with the name of each of ours.
 """
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -18,9 +18,8 @@ import tensorflow.compat.v1 as tf
 import encoder
 import model
 import reference
+from helpers import DATA, LONG, SRC
 
-SRC = pathlib.Path(__file__).resolve().parent.parent / 'src'
-DATA = os.environ.get('GPT2_TEST_DATA')
 NEAR = 1e-4  # how close the reference's two best may be before float32 may choose otherwise
 
 # What both scripts start with. Their results go to report.json.
@@ -175,20 +174,51 @@ finish(blocks=blocks, trained=[v.op.name for v in weights], losses=losses,
 """
 
 
+# Runs at the end of a script: the modules behind the commands are found by their own names, too.
+INTERFACE = """
+import importlib
+import pkgutil
+
+import gpt2
+
+names = [found.name for found in pkgutil.walk_packages(gpt2.__path__, 'gpt2.')]
+for name in names:
+    importlib.import_module(name)
+with gpt2.load(MODEL_NAME, MODELS_DIR, engine='graph') as loaded:
+    texts = [found.text for found in loaded.generate(prompts[0], length=LENGTH, temperature=0)]
+finish(**report, modules=names, interface=texts)
+"""
+
+
+def own_modules():
+    """Return the names of all modules of ours but gpt2 and the three that scripts import.
+
+    Nor is tensorflow among them, a format of ours: a script with such a module has no TensorFlow.
+    """
+    names = {path.stem for path in SRC.rglob('*.py')} | {
+        path.parent.name for path in SRC.rglob('__init__.py')}
+    return names - {'__init__', 'gpt2', 'model', 'sample', 'encoder', 'tensorflow'}
+
+
 class Place:
-    """A folder with models/small in it, where a script is run."""
+    """A folder with models/small in it, where a script is run.
+
+    Beside the script are modules of its own named like ours, which must not be imported instead.
+    """
 
     def __init__(self, folder):
+        for name in own_modules():
+            (folder / f'{name}.py').write_text(f'raise ImportError("the script\'s own {name}")')
         vocabulary = DATA and os.path.join(DATA, 'gpt2-vocab')
         self.folder = folder
-        self.numbers = {'n_vocab': 50257 if DATA else 257, 'n_ctx': 40, 'n_embd': 32, 'n_head': 4,
+        self.hparams = {'n_vocab': 50257 if DATA else 257, 'n_ctx': 40, 'n_embd': 32, 'n_head': 4,
                         'n_layer': 2}
-        self.weights = reference.random_weights(self.numbers, seed=3)
-        reference.write_checkpoint(folder / 'models' / 'small', self.numbers, self.weights,
+        self.weights = reference.random_weights(self.hparams, seed=3)
+        reference.write_checkpoint(folder / 'models' / 'small', self.hparams, self.weights,
                                    vocabulary_dir=vocabulary)
 
     def run(self, script):
-        """Runs a script and returns its report."""
+        """Run a script and return its report."""
         if not tf.__version__.startswith('1.'):
             script = script.replace('import tensorflow as tf', 'import tensorflow.compat.v1 as tf')
         (self.folder / 'script.py').write_text(script, encoding='utf-8')
@@ -198,13 +228,13 @@ class Place:
         return json.loads((self.folder / 'report.json').read_text())
 
     def greedy(self, prompt, length, weights=None):
-        tokens, margins = reference.greedy(weights or self.weights, self.numbers, prompt, length)
+        tokens, margins = reference.greedy(weights or self.weights, self.hparams, prompt, length)
         assert min(margins) > NEAR
         return tokens
 
     def loss(self, weights, tokens):
-        """Returns the reference's mean loss in nats of all tokens but the first."""
-        probabilities = reference.softmax(reference.forward(weights, self.numbers, tokens[:-1]))
+        """Return the reference's mean loss in nats of all tokens but the first."""
+        probabilities = reference.softmax(reference.forward(weights, self.hparams, tokens[:-1]))
         return float(-np.log(probabilities[np.arange(len(tokens) - 1), tokens[1:]]).mean())
 
 
@@ -214,26 +244,42 @@ class Place:
 def sampled(tmp_path_factory):
     """The place where the sampling script was run, and its report."""
     place = Place(tmp_path_factory.mktemp('sampling'))
-    return place, place.run(SAMPLING)
+    return place, place.run(SAMPLING + INTERFACE)
+
+
+def test_scripts_may_have_modules_named_like_ours(sampled):
+    """The other tests show that scripts with such modules beside them run."""
+    place, report = sampled
+    names = own_modules()
+    assert {'cli', 'files', 'options', 'train', 'evaluate', 'logits', 'output', 'run', 'data',
+            'graph', 'sampling', 'lite', 'training', 'evaluation', 'formats'} <= names
+    assert all((place.folder / f'{name}.py').exists() for name in names)
+
+
+def test_the_python_interface_finds_its_modules_beside_others_of_their_names(sampled):
+    _, report = sampled
+    assert {name.rpartition('.')[2] for name in report['modules']} <= own_modules() | {'tensorflow'}
+    assert len(report['modules']) > 30
+    assert report['interface'] == report['texts'][:1]
 
 
 def test_a_sampling_script_has_the_variables_of_the_checkpoint_and_no_others(sampled):
     place, report = sampled
-    assert report['variables'] == sorted(reference.shapes(place.numbers))
+    assert report['variables'] == sorted(reference.shapes(place.hparams))
 
 
 def test_a_sampling_script_gets_the_likeliest_texts(sampled):
     place, report = sampled
     vocabulary = encoder.get_encoder('small', str(place.folder / 'models'))
     assert report['prompts'][0] == vocabulary.encode('Once upon a time')
-    assert report['end'] == place.numbers['n_vocab'] - 1
+    assert report['end'] == place.hparams['n_vocab'] - 1
     for prompt, rows, text in zip(report['prompts'], report['best'], report['texts']):
         tokens = place.greedy(prompt, 12)
         assert rows == [tokens] * 3
         assert text == vocabulary.decode(tokens)
 
 
-def test_a_sampling_script_may_have_a_loop_of_its_own(sampled):
+def test_a_sampling_script_may_have_its_own_loop(sampled):
     place, report = sampled
     for prompt, tokens in zip(report['prompts'], report['looped']):
         assert tokens == place.greedy(prompt, 12)
@@ -247,7 +293,7 @@ def test_a_sampling_script_gets_varied_texts_of_likely_tokens(sampled):
     assert len(cases) == 9 + 6
     for prompt, row, warping in cases:
         assert len(row) == 12
-        logits = reference.forward(place.weights, place.numbers, prompt + row[:-1])
+        logits = reference.forward(place.weights, place.hparams, prompt + row[:-1])
         for token, ahead in zip(row, logits[len(prompt) - 1:]):
             assert reference.warp(ahead, **warping)[token] > 0
     for rows in report['varied'] + [report['free']]:
@@ -274,8 +320,8 @@ def trained(tmp_path_factory):
 
 def test_a_training_script_trains_every_weight(trained):
     place, report, weights = trained
-    assert sorted(report['trained']) == sorted(weights) == sorted(reference.shapes(place.numbers))
-    assert report['blocks'] == 2 * place.numbers['n_layer']  # of the two calls of the model
+    assert sorted(report['trained']) == sorted(weights) == sorted(reference.shapes(place.hparams))
+    assert report['blocks'] == 2 * place.hparams['n_layer']  # of the two calls of the model
     for name, weight in weights.items():
         assert np.abs(weight - place.weights[name]).max() > 1e-3, name
 
@@ -309,7 +355,7 @@ PROMPT = 'The secret of getting ahead is getting started, said the old man, and 
 @pytest.fixture(scope='module')
 def large(tmp_path_factory):
     """A folder with a model of random weights in the shape of 124M, its weights and its encoder."""
-    if os.environ.get('GPT2_TEST_LONG') != '1':
+    if not LONG:
         pytest.skip('takes a minute and 2 GB: set GPT2_TEST_LONG=1')
     if not DATA:
         pytest.skip('needs the released vocabulary: set GPT2_TEST_DATA')

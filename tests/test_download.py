@@ -1,11 +1,14 @@
-"""download_model.py, run as a process of its own against a server that misbehaves.
+"""download_model.py against a server that misbehaves.
 
-The tests serve small models in the official files. Where their vocabulary is not GPT-2's, its
-sha256 is patched into the process; `script` runs the file as it is.
+The tests serve small models in the official files. Most call `main` in this process, with another
+vocabulary and without long pauses; a few need real processes: to kill or interrupt them, to run
+two at a time, or to take rights away from them.
 """
 
 import contextlib
 import hashlib
+import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -14,30 +17,59 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 
 import pytest
 
 import model_server
-from model_server import FILES, WEIGHTS, ModelServer, broken, page, small_model, status
+from helpers import DATA, LONG, SRC, Command, contents, finish, needs_data
+from model_server import (
+    FILES,
+    HPARAMS,
+    WEIGHTS,
+    ModelServer,
+    broken,
+    chunks,
+    page,
+    raw,
+    small_model,
+    status,
+)
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.pure
+
+SCRIPT = SRC.parent / 'download_model.py'
 MODEL = small_model()
+SHA256 = {name: hashlib.sha256(MODEL[name]).hexdigest() for name in ('encoder.json', 'vocab.bpe')}
+NO_PAUSES = {'FIRST_PAUSE': 0.001, 'LONGEST_PAUSE': 0.002, 'LOCK_EVERY': 0.02, 'RETRIES': 4}
+NETWORK = dict.fromkeys(
+    ['GPT2_MODELS_URL', *(name for name in os.environ if 'proxy' in name.lower())])
 
-# What a test changes in the process: the vocabulary it must have, and no long waits.
-PATCH = """
-import sys
-sys.path.insert(0, {root!r})
-import download_model as d
-d.SHA256 = {sha256!r}
-d.FIRST_PAUSE, d.LONGEST_PAUSE, d.LOCK_EVERY, d.RETRIES = 0.005, 0.02, 0.02, 4
-{patch}
-sys.exit(d.main())
-"""
-NO_RETRY = 'd.RETRIES = 0'
-SHORT_TIMEOUT = 'd.TIMEOUT = 0.5'
+NOBODY = 'import os; os.getuid() or os.setuid(65534)'  # root may write everywhere
+
+
+def import_script():
+    spec = importlib.util.spec_from_file_location('download_model', str(SCRIPT))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+download_model = import_script()
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+    """Change the vocabulary and the pauses; return a function that changes other constants."""
+    def change(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(download_model, name, value, raising=False)
+
+    change(SHA256=SHA256, **NO_PAUSES)
+    for name in NETWORK:
+        monkeypatch.delenv(name, raising=False)
+    return change
 
 
 @pytest.fixture
@@ -51,36 +83,46 @@ def models(tmp_path):
     return tmp_path / 'models'
 
 
-def start(*args, patch='', **options):
-    """Starts download_model.main(args) as a process."""
-    sha256 = {name: hashlib.sha256(MODEL[name]).hexdigest()
-              for name in ('encoder.json', 'vocab.bpe')}
-    code = PATCH.format(root=str(ROOT), sha256=sha256, patch=patch)
-    return launch([sys.executable, '-c', code, *map(str, args)], **options)
+def call(*args):
+    """Run the command in this process; return (status, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = download_model.main([str(arg) for arg in args])
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
 
 
-def launch(command, **options):
-    environment = {key: value for key, value in os.environ.items()
-                   if 'proxy' not in key.lower() and key != 'GPT2_MODELS_URL'}
-    environment.update(options.pop('env', {}))
-    options = dict(dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **options)
-    return subprocess.Popen(command, universal_newlines=True, env=environment, **options)
+def download(server, models, *sizes):
+    return call(*(sizes or ['124M']), '--url', server.url, '--models_dir', models)
 
 
-def finish(process):
-    """Returns exit status, stdout and stderr of a process that is to end soon."""
-    out, err = process.communicate(timeout=60)
-    assert 'Traceback' not in err, err
-    return process.returncode, out, err
+def script(*args, **env):
+    """Return the unchanged script as a Command."""
+    return Command(SCRIPT, *args, env=dict(NETWORK, **env))
 
 
-def download(server, models, *sizes, **options):
-    url = options.pop('url', None) or server.url
-    return finish(start(*(sizes or ['124M']), '--url', url, '--models_dir', models, **options))
+def patched(server, models, patch=''):
+    """Return a Command with the same changes as in this process, and others."""
+    command = script('124M', '--url', server.url, '--models_dir', models)
+    command.arguments[1:2] = ['-c', f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import download_model as d
+vars(d).update(SHA256={SHA256!r}, **{NO_PAUSES!r})
+{patch}
+sys.exit(d.main())
+"""]
+    return command
 
 
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+def store(models):
+    """Write a complete model, as a download does."""
+    directory = models / '124M'
+    directory.mkdir(parents=True)
+    for name, data in MODEL.items():
+        (directory / name).write_bytes(data)
 
 
 def last_line(err):
@@ -92,12 +134,13 @@ def assert_complete(models, size='124M', model=MODEL):
 
 
 def assert_incomplete(models, err, *words, model=MODEL):
-    """Nothing looks complete that is not, no file and no directory, and a line says why."""
+    """Check that no file or folder looks complete without being it, and that a line says why."""
     directory = models / '124M'
-    files = contents(directory) if directory.exists() else {}
-    assert 'checkpoint' not in files
-    for name in set(files) & set(FILES):
-        assert files[name] == model[name]
+    assert not (directory / 'checkpoint').exists()
+    for name in FILES:
+        assert not (directory / name).exists() or (directory / name).read_bytes() == model[name]
+    assert 'Traceback' not in err
+    assert all(line.isprintable() and len(line) <= 1100 for line in err.split('\n'))
     assert last_line(err).startswith('download_model.py: ')
     for word in words:
         assert word in last_line(err)
@@ -105,7 +148,7 @@ def assert_incomplete(models, err, *words, model=MODEL):
 
 # The command
 
-def test_fetches_the_seven_files_and_then_none_again(server, models):
+def test_downloads_the_seven_files_and_later_nothing(server, models):
     code, out, err = download(server, models)
     assert (code, out.count('\n')) == (0, 1)
     assert 'complete and checked' in out
@@ -116,94 +159,124 @@ def test_fetches_the_seven_files_and_then_none_again(server, models):
     del server.log[:]
     code, out, err = download(server, models)
     assert (code, err) == (0, '')
-    assert 'nothing had to be fetched' in out
+    assert 'nothing had to be downloaded' in out
     assert not server.requests('GET')
     assert_complete(models)
 
 
-def test_old_names_are_stored_under_the_new_ones(server, models):
+def test_former_names_are_stored_under_the_current_ones(server, models):
     server.models['355M'] = small_model(1)
     code, out, err = download(server, models, '117M', '345M', '124M')
     assert code == 0 and out.count('\n') == 2
-    assert '117M is called 124M now' in err and '345M is called 355M now' in err
+    assert '117M is now called 124M' in err and '345M is now called 355M' in err
     assert sorted(path.name for path in models.iterdir()) == ['124M', '355M']
     assert_complete(models, '355M', small_model(1))
 
 
-def test_runs_from_any_folder_by_its_environment_variable(server, tmp_path):
-    process = start('124M', cwd=str(tmp_path), env={'GPT2_MODELS_URL': server.url + '/'})
-    assert finish(process)[0] == 0
+def test_the_url_may_come_from_the_environment_and_the_folder_is_the_current_one(
+        server, tmp_path, monkeypatch):
+    monkeypatch.setenv('GPT2_MODELS_URL', server.url + '/')
+    monkeypatch.chdir(tmp_path)
+    assert call('124M')[0] == 0
     assert_complete(tmp_path / 'models')
 
 
-def test_needs_requests_and_tqdm_only(server, models):
-    hide = 'for name in "tensorflow", "numpy", "fire", "regex": sys.modules[name] = None'
-    assert download(server, models, patch=hide)[0] == 0
+def test_needs_no_package_but_requests_and_tqdm(server, models):
+    hide = """
+others = ['tensorflow', 'numpy', 'fire', 'regex']
+assert not sys.modules.keys() & others
+sys.modules.update(dict.fromkeys(others))
+"""
+    assert patched(server, models, hide).run()[0] == 0
+    assert_complete(models)
 
 
-def script(*args, **options):
-    return finish(launch([sys.executable, str(ROOT / 'download_model.py'), *args], **options))
+@pytest.mark.parametrize('package', ['requests', 'tqdm'])
+def test_a_missing_package_gets_a_line(package, tmp_path):
+    (tmp_path / f'{package}.py').write_text(f'raise ImportError(name={package!r})')
+    code, out, err = script(PYTHONPATH=tmp_path).run()
+    assert (code, out, err.count('\n')) == (1, '', 1)
+    assert f'needs the package {package}: python3 -m pip install' in err
 
 
 def test_lists_the_sizes(tmp_path):
-    code, out, err = script(cwd=str(tmp_path))
+    code, out, err = script().run(cwd=str(tmp_path))
     assert (code, err) == (0, '')
     assert re.search(r'1558M +1,557,611,200 +6\.23GB', out)
     assert re.search(r'124M +117M +124,439,808 +498MB', out)
-    code, out, err = script('--help', cwd=str(tmp_path))
+    code, out, err = call('--help')
     assert code == 0 and all(word in out for word in ('--models_dir', '--url', 'GPT2_MODELS_URL'))
 
 
-@pytest.mark.parametrize('args, words', [
+WRONG_ARGUMENTS = [
     (['345'], 'the sizes are 124M, 355M, 774M, 1558M; did you mean 345M?'),
     (['124M', '1.5B'], 'there is no size'),
     (['../124M'], 'there is no size'),
     (['124M/../..'], 'there is no size'),
     ([''], 'there is no size'),
     (['124M', '--model_dir', 'x'], 'did you mean --models_dir?'),
+    (['124M', '--model\n\x1b[2Jdir'], 'there is no flag'),
     (['124M', '--models_dir'], '--models_dir'),
     (['124M', '--models_dir', ''], 'is empty'),
     (['124M', '--url', 'models.example'], 'must begin with http'),
     (['124M', '--url', 'http:///x'], 'must begin with http'),
     (['124M', '--url', 'file:///etc'], 'must begin with http'),
-])
-def test_unusable_arguments_get_a_line(args, words, tmp_path):
-    code, out, err = script(*args, cwd=str(tmp_path))
+]
+
+
+@pytest.mark.parametrize('args, words', WRONG_ARGUMENTS)
+def test_wrong_arguments_get_a_line(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*args)
     assert (code, out, err.count('\n')) == (2, '', 1)
-    assert words in err
+    assert words in err and err[:-1].isprintable()
     assert not list(tmp_path.iterdir())
 
 
-def test_the_script_as_it_is_with_the_real_vocabulary(models):
-    folder = os.environ.get('GPT2_TEST_DATA')
-    if not folder:
-        pytest.skip('GPT2_TEST_DATA, the folder with gpt2-vocab, is not set')
-    vocabulary = [(pathlib.Path(folder) / 'gpt2-vocab' / name).read_bytes()
+def test_a_process_ends_with_the_status_of_wrong_arguments():
+    code, out, err = script('345').run()
+    assert (code, out, err.count('\n')) == (2, '', 1)
+
+
+@needs_data
+def test_the_unchanged_script_with_the_released_vocabulary(models):
+    vocabulary = [(pathlib.Path(DATA) / 'gpt2-vocab' / name).read_bytes()
                   for name in ('encoder.json', 'vocab.bpe')]
     hparams = {'n_vocab': 50257, 'n_ctx': 1024, 'n_embd': 4, 'n_head': 2, 'n_layer': 1}
     model = small_model(0, hparams, vocabulary)
     with ModelServer({'1558M': model}) as server:
-        code, out, err = script('1558M', '--url', server.url, '--models_dir', str(models))
-        assert code == 0
+        command = script('1558M', '--url', server.url, '--models_dir', models)
+        assert command.run()[0] == 0
         assert_complete(models, '1558M', model)
         server.models['1558M'] = dict(model, **{'vocab.bpe': model['vocab.bpe'][:-1] + b'\r'})
         (models / '1558M' / 'vocab.bpe').unlink()
-        code, out, err = script('1558M', '--url', server.url, '--models_dir', str(models))
+        code, out, err = command.run()
         assert code == 1 and 'sha256' in last_line(err)
 
 
-# Going on
+# Resuming
 
-def partial(models, name=WEIGHTS):
-    return models / '124M' / (name + '.partial')
+def partial_files(models):
+    return [path for path in models.glob('124M/*.partial*') if path.name.startswith(FILES)]
+
+
+def partial(models):
+    """Return the path of the partial file of the weights, or None."""
+    paths = [path for path in partial_files(models)
+             if path.name.startswith(WEIGHTS) and path.suffix == '.partial']
+    return paths[0] if paths else None
 
 
 def interrupt(server, models, after=589824):
-    """Leaves a partial file of the weights, as a connection that broke."""
-    server.inject(WEIGHTS, broken('close', after))
-    code, out, err = download(server, models, patch=NO_RETRY)
+    """Leave a partial file of the weights, from a connection that broke."""
+    # Without HEAD, two GETs that are not read come before: in the survey, and in the attempt.
+    intact = [] if server.heads else [lambda answer: None] * 2
+    server.inject(WEIGHTS, *intact, broken('close', after))
+    retries, download_model.RETRIES = download_model.RETRIES, 0
+    code, out, err = download(server, models)
+    download_model.RETRIES = retries
     assert code == 1
-    assert_incomplete(models, err, WEIGHTS, '{:,} bytes'.format(after), 'same command')
+    assert_incomplete(models, err, WEIGHTS, f'{after:,} bytes', 'same command')
     assert partial(models).read_bytes() == MODEL[WEIGHTS][:after]
     del server.log[:]
 
@@ -212,43 +285,54 @@ def weights_requests(server):
     return [(r.range, r.status) for r in server.requests('GET', WEIGHTS)]
 
 
-def test_goes_on_where_it_stopped(server, models):
+def test_resumes_where_it_stopped(server, models):
     interrupt(server, models)
     assert download(server, models)[0] == 0
     request, = server.requests('GET', WEIGHTS)
     assert request.range == 'bytes=589824-' and request.status == 206
-    assert request.if_range == '"%s"' % hashlib.sha1(MODEL[WEIGHTS]).hexdigest()
+    assert request.if_range == f'"{hashlib.sha1(MODEL[WEIGHTS]).hexdigest()}"'
     assert len(server.requests('GET')) == 2  # and `checkpoint`
     assert_complete(models)
 
 
-def test_a_partial_file_that_is_whole_needs_no_request(server, models):
+def test_a_partial_file_that_is_complete_needs_no_request(server, models):
     interrupt(server, models)
-    with open(str(partial(models)), 'ab') as file:
+    with partial(models).open('ab') as file:
         file.write(MODEL[WEIGHTS][589824:])
     assert download(server, models)[0] == 0
     assert not weights_requests(server)
     assert_complete(models)
 
 
-CONTINUED, AGAIN = ('bytes=589824-', 206), ('bytes=589824-', 200)
+def test_a_partial_file_that_is_too_long_starts_over(server, models):
+    interrupt(server, models)
+    with partial(models).open('ab') as file:
+        file.write(MODEL[WEIGHTS])
+    assert download(server, models)[0] == 0
+    assert weights_requests(server)[-1] == (None, 200)
+    assert_complete(models)
+
+
+RESUMED, REPEATED = ('bytes=589824-', 206), ('bytes=589824-', 200)
+FIRST = (None, 200)
 
 
 @pytest.mark.parametrize('abilities, expected', [
-    ({'ranges': False}, AGAIN),
-    ({'etags': False}, CONTINUED),                     # The MD5 tells that it is the same file,
-    ({'etags': False, 'md5s': False, 'dates': True}, CONTINUED),          # or its date does,
-    ({'etags': False, 'md5s': False}, (None, 200)),                       # or nothing does.
-    ({'md5s': False}, CONTINUED),
-    ({'lengths': False}, CONTINUED),
-    ({'heads': False}, CONTINUED),
-    ({'heads': False, 'lengths': False, 'md5s': False, 'ranges': False}, AGAIN),
+    ({'ranges': False}, [REPEATED]),
+    # It is the same file by its MD5, by its date, or nothing shows that it is.
+    ({'etags': False}, [RESUMED]),
+    ({'etags': False, 'md5s': False, 'dates': True}, [RESUMED]),
+    ({'etags': False, 'md5s': False}, [FIRST]),
+    ({'md5s': False}, [RESUMED]),
+    ({'lengths': False}, [RESUMED]),
+    ({'heads': False}, [FIRST, FIRST, RESUMED]),
+    ({'heads': False, 'lengths': False, 'md5s': False, 'ranges': False}, [FIRST, FIRST, REPEATED]),
 ])
 def test_servers_that_lack_something(server, models, abilities, expected):
     vars(server).update(abilities)
     interrupt(server, models)
     assert download(server, models)[0] == 0
-    assert weights_requests(server) == [expected]
+    assert weights_requests(server) == expected
     assert_complete(models)
 
 
@@ -258,33 +342,58 @@ def test_a_file_that_changed_starts_over(server, models, moment):
     changed = dict(MODEL, **{WEIGHTS: small_model(1)[WEIGHTS]})
     if moment == 'between runs':
         server.models['124M'] = changed
-        expected = [(None, 200)]
+        expected = [FIRST]
     else:
-        # The last HEAD asks for `checkpoint`; the weights were asked for before.
-        server.inject('checkpoint', lambda answer: server.models.update({'124M': changed}),
-                      method='HEAD')
+        # The last HEAD for the weights comes before GET; the first one is part of the survey.
+        server.inject(WEIGHTS, lambda answer: None,
+                      lambda answer: server.models.update({'124M': changed}), method='HEAD')
         server.if_range = moment != 'If-Range is ignored'
-        expected = [('bytes=589824-', 200)] if server.if_range else [
-            ('bytes=589824-', 206), (None, 200)]
+        expected = [REPEATED if server.if_range else RESUMED, FIRST]
     assert download(server, models)[0] == 0
     assert weights_requests(server) == expected
     assert_complete(models, model=changed)
 
 
-def test_a_spoilt_partial_file_starts_over(server, models):
+def test_a_damaged_partial_file_starts_over(server, models):
     interrupt(server, models)
     partial(models).write_bytes(bytes(589824))
     code, out, err = download(server, models)
-    assert code == 0 and 'once more' in err
-    assert weights_requests(server) == [('bytes=589824-', 206), (None, 200)]
+    assert code == 0 and 'downloading it again' in err
+    assert weights_requests(server) == [RESUMED, FIRST]
     assert_complete(models)
 
 
-def test_a_torn_note_starts_over(server, models):
-    interrupt(server, models)
-    (models / '124M' / (WEIGHTS + '.partial.json')).write_text('{"size": 17')
+def test_partial_files_of_earlier_versions_are_removed(server, models):
+    (models / '124M').mkdir(parents=True)
+    (models / '124M' / (WEIGHTS + '.partial')).write_bytes(b'x')
+    for name in FILES:
+        (models / '124M' / (name + '.partial.json')).write_text('[' * 100000)
     assert download(server, models)[0] == 0
-    assert weights_requests(server) == [(None, 200)]
+    assert_complete(models)
+
+
+def test_other_files_in_the_folder_are_left_alone(server, models):
+    (models / '124M').mkdir(parents=True)
+    mine = {'notes.partial': b'mine', 'checkpoint-1.partial': b'mine', 'model.ckpt': b'mine'}
+    for name, data in mine.items():
+        (models / '124M' / name).write_bytes(data)
+    assert download(server, models)[0] == 0
+    assert_complete(models, model=dict(MODEL, **mine))
+
+
+@pytest.mark.parametrize('etag', ['"a\x1bb"', '"\xe9"', '"a\tb"', '"' + 'x' * 1000 + '"'])
+def test_an_etag_that_cannot_be_sent_back_is_not_used(server, models, etag):
+    server.etags = False
+
+    def odd(answer):
+        answer.headers['ETag'] = etag
+
+    interrupt(server, models)
+    for method in 'HEAD', 'GET':
+        server.inject(WEIGHTS, odd, method=method, always=True)
+    assert download(server, models)[0] == 0
+    request, = server.requests('GET', WEIGHTS)
+    assert (request.range, request.if_range) == ('bytes=589824-', None)  # by its MD5
     assert_complete(models)
 
 
@@ -292,12 +401,12 @@ def test_killed_at_random_moments(server, models):
     rng = random.Random(0)
     server.piece_pause = 0.002
     resumed = 0
-    for _ in range(20):
-        there = {path.name[:-len('.partial')]: path.stat().st_size
-                 for path in models.glob('124M/*.partial')}
+    for _ in range(50 if LONG else 12):
+        before = {path.name.rsplit('.', 2)[0]: path.stat().st_size
+                  for path in partial_files(models)}
         del server.log[:]
-        goal = on_disk(models) + rng.randrange(250000)
-        process = start('124M', '--url', server.url, '--models_dir', models)
+        goal = on_disk(models) + rng.randrange(400000)
+        process = patched(server, models).start()
         while on_disk(models) < goal and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.random() / 100)
@@ -309,36 +418,21 @@ def test_killed_at_random_moments(server, models):
             path = models / '124M' / name
             assert not path.exists() or path.read_bytes() == MODEL[name]
             first = server.requests('GET', name)[:1]
-            if first and there.get(name):
-                assert first[0].range == 'bytes=%d-' % there[name] and first[0].status == 206
+            if first and before.get(name):
+                assert first[0].range == f'bytes={before[name]}-' and first[0].status == 206
                 resumed += 1
     server.piece_pause = 0
     assert download(server, models)[0] == 0
     assert_complete(models)
-    assert resumed >= 5
-
-
-def test_ctrl_c_keeps_what_has_come(server, models):
-    server.inject(WEIGHTS, broken('stall'))
-    # pytest may have been started with Ctrl-C ignored, as in the background of a script.
-    patch = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)'
-    process = start('124M', '--url', server.url, '--models_dir', models, patch=patch)
-    wait_for(lambda: on_disk(models) == 5000 + 400000 + 589824)
-    process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
-    assert (code, out) == (130, '')
-    assert 'same command' in last_line(err)
-    assert download(server, models)[0] == 0
-    assert weights_requests(server)[-1] == ('bytes=589824-', 206)
-    assert_complete(models)
+    assert resumed >= 3
 
 
 def on_disk(models):
-    """Returns how many bytes of the model's files there are, partial ones included."""
+    """Return how many bytes of the model's largest files exist, partial ones included."""
     total = 0
     for path in models.glob('124M/model*'):
         with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size if path.suffix != '.json' else 0
+            total += path.stat().st_size
     return total
 
 
@@ -350,13 +444,45 @@ def wait_for(condition):
     raise AssertionError('waited in vain')
 
 
+# Ctrl-C
+
+def test_ctrl_c_keeps_what_has_arrived(server, models):
+    # The unchanged script, which would not accept the small vocabulary: it stalls before it.
+    hparams = MODEL['hparams.json'] + b' ' * 200000
+    server.models['124M'] = model = dict(MODEL, **{'hparams.json': hparams})
+    server.inject('hparams.json', broken('stall', 131072))
+    process = script('124M', '--url', server.url, '--models_dir', models).start()
+    wait_for(lambda: sum(path.stat().st_size for path in partial_files(models)) == 131072)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, out) == (130, '')
+    assert 'same command' in last_line(err) and 'Traceback' not in err
+    assert download(server, models)[0] == 0
+    assert server.requests('GET', 'hparams.json')[-1].range == 'bytes=131072-'
+    assert_complete(models, model=model)
+
+
+def test_ctrl_c_during_the_imports_prints_no_traceback(tmp_path):
+    (tmp_path / 'requests.py').write_text(
+        'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n')
+    code, out, err = script('124M', PYTHONPATH=tmp_path).run(cwd=str(tmp_path))
+    assert (code, out) == (130, '')
+    assert err.strip() == 'stopped; run the same command again to resume'
+
+
+def test_an_imported_module_leaves_ctrl_c_alone():
+    handler = signal.getsignal(signal.SIGINT)
+    import_script()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 # Faults
 
 PASSING = {
     'reset': [broken('reset')],
     'closed early': [broken('close')],
     'stall': [broken('stall')],
-    'three in a row, further each time': [broken('reset', 196608)] * 3,
+    'three in a row, each further': [broken('reset', 196608)] * 3,
     'a flipped bit': [model_server.flip],
     'too short, Content-Length too': [model_server.shorten],
     '500': [status(500)],
@@ -364,26 +490,30 @@ PASSING = {
     '429 with Retry-After': [status(429, Retry_After='0')],
     '503 with a date': [status(503, Retry_After='Wed, 21 Oct 2015 07:28:00 GMT')],
     '503 with nonsense': [status(503, Retry_After='\xb2soon')],
+    '503 with an impossible date': [status(503, Retry_After='Wed, 21 Oct 99999 07:28:00 GMT')],
     'a page that is not called one': [page('application/octet-stream')],
     '416 to a range': [broken('reset'), status(416)],
     'another range': [broken('reset'), model_server.wrong_range],
+    'no HTTP': [raw(b'SSH-2.0-OpenSSH\r\n')],
+    'a negative chunk size': [chunks(b'-5\r\nhello\r\n0\r\n\r\n')],
+    'a chunk size that is no number': [chunks(b'five\r\nhello\r\n0\r\n\r\n')],
 }
 
 
 @pytest.mark.parametrize('case', PASSING)
-def test_faults_that_pass(server, models, case):
+def test_faults_that_pass(server, models, case, settings):
+    settings(TIMEOUT=0.2)
     server.inject(WEIGHTS, *PASSING[case])
-    code, out, err = download(server, models, patch=SHORT_TIMEOUT if case == 'stall' else '')
+    code, out, err = download(server, models)
     assert code == 0
-    assert 'trying again' in err or 'once more' in err
+    assert 'retrying in' in err or 'downloading it again' in err
     assert_complete(models)
 
 
 @pytest.mark.parametrize('fault', [status(500), status(429), broken('close', 0)])
 def test_faults_of_head_that_pass(server, models, fault):
     server.inject('vocab.bpe', fault, method='HEAD')
-    code, out, err = download(server, models)
-    assert code == 0
+    assert download(server, models)[0] == 0
     assert_complete(models)
 
 
@@ -392,32 +522,57 @@ LASTING = {
     'reset': (broken('reset', 0), 'connection broke', 5, 196608),
     'stall': (broken('stall', 0), 'timed out', 5, 196608),
     'always half of it': (model_server.shorten, 'ended early', None, len(MODEL[WEIGHTS]) - 1),
-    'too long': (model_server.lengthen, 'announced, at the second try as well', 2, None),
-    'flipped bits': (model_server.flip, 'MD5 differs), at the second try as well', 2, None),
+    'too long': (model_server.lengthen, 'announced, at the second attempt as well', 2, None),
+    'flipped bits': (model_server.flip, 'MD5 differs), at the second attempt as well', 2, None),
     '500': (status(500), '500', 5, 196608),
     '429': (status(429), '429', 5, 196608),
     '429 for an hour': (status(429, Retry_After='3600'), 'wait 3,600 s', 1, 196608),
+    '429 for ever': (status(429, Retry_After='9' * 400), '429', None, 196608),
     '404': (status(404), '404', 1, 196608),
     '403': (status(403), '403', 1, 196608),
+    '204': (status(204), '204', 1, 196608),
     'page': (page(), 'web page', 1, 196608),
-    'page in disguise': (page('text/plain'), 'the server sends 50 bytes', 5, 196608),
+    'page in disguise': (page('text/plain'), 'it sends (50 bytes)', 5, 196608),
     'gzip': (model_server.compress, 'Content-Encoding gzip', 1, 196608),
     'redirect in a circle': (status(302, Location=WEIGHTS), '30 redirects', 31, 196608),
     'redirect to a file': (status(302, Location='file:///etc/passwd'), '--url', 1, 196608),
     'redirect to nonsense': (status(302, Location='http://[x'), '--url', 1, 196608),
+    'no HTTP': (raw(b'SSH-2.0-OpenSSH\r\n'), 'does not answer', 5, 196608),
+    'several lines for a status': (raw(b'a\rb\x0bc\x85d\x1b[2J\r\n'), 'does not answer', 5, 196608),
+    'terminal escapes in a reason': (
+        raw(b'HTTP/1.1 404 \x1b]0;title\x07\x9b31mred\r\nContent-Length: 0\r\n\r\n'), '404', 1,
+        196608),
+    'terminal escapes in a header': (
+        raw(b'HTTP/1.1 200 OK\r\nContent-Encoding: \x1b[31mx\r\n\r\n'), 'Content-Encoding', 1,
+        196608),
+    'a very long reason': (
+        raw(b'HTTP/1.1 404 ' + b'x' * 60000 + b'\r\nContent-Length: 0\r\n\r\n'), 'check --url', 1,
+        196608),
+    'a negative chunk size': (chunks(b'-5\r\nhello\r\n0\r\n\r\n'), 'connection broke', 5, 0),
+    'a chunk size of many digits': (chunks(b'f' * 5000 + b'\r\nhello'), 'connection broke', 5, 0),
 }
 
 
 @pytest.mark.parametrize('case', LASTING)
-def test_faults_that_last(server, models, case):
+def test_faults_that_last(server, models, case, settings):
+    settings(TIMEOUT=0.2)
     fault, words, count, kept = LASTING[case]
     interrupt(server, models, 196608)
     server.inject(WEIGHTS, fault, always=True)
-    code, out, err = download(server, models, patch=SHORT_TIMEOUT if case == 'stall' else '')
+    code, out, err = download(server, models)
     assert (code, out) == (1, '')
     assert_incomplete(models, err, words)
     assert count in (None, len(server.requests('GET', WEIGHTS)))
-    assert (partial(models).stat().st_size if partial(models).exists() else None) == kept
+    assert (partial(models).stat().st_size if partial(models) else None) == kept
+
+
+def test_headers_that_arrive_too_slowly_are_an_error(server, models, settings):
+    settings(ANSWER_TIMEOUT=0.2, RETRIES=1)
+    server.inject('hparams.json', model_server.slow_header, method='HEAD', always=True)
+    code, out, err = download(server, models)
+    assert code == 1
+    assert_incomplete(models, err, 'does not answer')
+    assert not models.exists()
 
 
 @pytest.mark.parametrize('name, fault, words', [
@@ -433,13 +588,19 @@ def test_nothing_is_written_before_the_server_has_answered(server, models, name,
     assert not models.exists()
 
 
-def test_no_server_at_all(models):
+@pytest.fixture
+def gone():
+    """A server that is not there."""
     with ModelServer({}) as server:
-        url = server.url
-    code, out, err = download(None, models, url=url)
+        pass
+    return server
+
+
+def test_no_server_at_all(gone, models):
+    code, out, err = download(gone, models)
     assert code == 1
     assert_incomplete(models, err, 'Connection refused')
-    assert 'trying again' in err
+    assert 'retrying in' in err
     assert not models.exists()
 
 
@@ -447,26 +608,41 @@ def test_redirects_are_followed(server, models):
     server.models['elsewhere'] = MODEL
     for name in FILES:
         for method in 'HEAD', 'GET':
-            server.inject(name, status(307, Location='/elsewhere/' + name), method=method)
+            server.inject(name, *[status(307, Location='/elsewhere/' + name)] * 2, method=method)
     assert download(server, models)[0] == 0
     assert_complete(models)
 
 
 def test_a_file_of_unknown_length_is_refused(server, models):
     server.heads = server.md5s = False
-    server.inject('model.ckpt.index', model_server.no_length)
+    server.inject('model.ckpt.index', model_server.no_length, always=True)
     code, out, err = download(server, models)
     assert code == 1
     assert_incomplete(models, err, 'does not say how long')
 
 
+@pytest.mark.parametrize('announced', [False, True])
+def test_small_files_that_are_too_large_are_refused(server, models, announced, settings):
+    settings(SMALL_FILE=500000)
+    server.lengths = announced
+    server.models['124M']['hparams.json'] += b' ' * 1500000
+    code, out, err = download(server, models)
+    assert code == 1
+    assert_incomplete(models, err, 'hparams.json: it has more than 500kB')
+    assert all(path.stat().st_size < 600000 for path in models.glob('124M/*'))
+
+
 @pytest.mark.parametrize('name, data, words', [
     ('hparams.json', b'{"n_vocab": 300, ', 'not JSON'),
     ('hparams.json', b'{"n_vocab": 300}', 'n_ctx'),
-    ('hparams.json', json.dumps(dict(model_server.HPARAMS, n_embd='96')).encode(), 'integer'),
-    ('hparams.json', b'[' * 100000, 'RecursionError'),
-    ('hparams.json', json.dumps(dict(model_server.HPARAMS, n_embd=192)).encode(),
-     'do not belong together'),
+    ('hparams.json', json.dumps(dict(HPARAMS, n_embd='96')).encode(), 'not JSON'),
+    ('hparams.json', json.dumps(dict(HPARAMS, n_embd=True)).encode(), 'not JSON'),
+    ('hparams.json', json.dumps(dict(HPARAMS, n_embd=0)).encode(), 'not JSON'),
+    ('hparams.json', json.dumps(dict(HPARAMS, n_embd=10 ** 30)).encode(), 'not JSON'),
+    ('hparams.json', json.dumps(HPARAMS).encode().replace(b'96', b'9' * 4000), 'not JSON'),
+    ('hparams.json', b'[' * 100000, 'not JSON'),
+    ('hparams.json', b'\xff', 'not JSON'),
+    ('hparams.json', json.dumps(dict(HPARAMS, n_embd=192)).encode(), 'do not belong together'),
     ('encoder.json', b'{"a": 1, "b": 0}', 'sha256'),
     ('vocab.bpe', b'<html>Welcome</html>', 'web page'),
     ('checkpoint', b'model_checkpoint_path: "/etc/model.ckpt"', 'does not name model.ckpt'),
@@ -481,7 +657,7 @@ def test_files_that_are_wrong_on_the_server(server, models, name, data, words):
 
 
 @pytest.mark.parametrize('hparams', [(768, 12), (1024, 24), (1280, 36), (1600, 48)])
-def test_parameters_of_the_released_sizes(download_model, tmp_path, hparams):
+def test_parameters_of_the_released_sizes(tmp_path, hparams):
     embd, layer = hparams
     path = tmp_path / 'hparams.json'
     path.write_text(json.dumps(
@@ -489,89 +665,112 @@ def test_parameters_of_the_released_sizes(download_model, tmp_path, hparams):
     assert download_model.weights_size(str(path)) // 4 in download_model.PARAMETERS.values()
 
 
-# In the same process, where that shows more.
-
-@pytest.fixture
-def download_model(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    import download_model
-    return download_model
-
-
-def test_pauses_grow_and_end(download_model, monkeypatch):
+def test_pauses_grow_and_end(monkeypatch, settings):
+    settings(FIRST_PAUSE=0.5, LONGEST_PAUSE=60, RETRIES=8)
     pauses = []
     monkeypatch.setattr(download_model.time, 'sleep', pauses.append)
 
     def fail():
-        raise download_model.Trouble('no luck', wait=7 if len(pauses) == 3 else 0)
+        raise download_model.RetryableError('no luck', wait=7 if len(pauses) == 3 else 0)
 
-    with pytest.raises(download_model.Failure):
-        download_model.persist(fail, 'name', download_model.RETRIES)
-    assert len(pauses) == download_model.RETRIES
+    with pytest.raises(download_model.DownloadError, match='^name: no luck'):
+        download_model.retry(fail, 'name', 8)
+    assert len(pauses) == 8
     assert pauses[3] == 7
     for i, pause in enumerate(pauses):
-        longest = min(download_model.LONGEST_PAUSE, download_model.FIRST_PAUSE * 2 ** i)
+        longest = min(60, 0.5 * 2 ** i)
         assert i == 3 or longest / 2 <= pause <= longest
     assert sum(pauses) < 150
 
 
-def test_progress_starts_the_count_of_tries_again(download_model, monkeypatch):
-    monkeypatch.setattr(download_model.time, 'sleep', lambda _: None)
-    positions = [0]
+def test_the_real_pauses():
+    fresh = import_script()
+    assert (fresh.FIRST_PAUSE, fresh.LONGEST_PAUSE, fresh.RETRIES) == (0.5, 60, 8)
+    assert fresh.SMALL_FILE <= 10 ** 8 and fresh.ANSWER_TIMEOUT <= 120
+
+
+def test_progress_resets_the_count_of_retries():
+    positions = []
     coming = iter([10, 5, 10, 11, 11, 11, 11])
 
     def action():
         positions.append(next(coming))
-        raise download_model.Trouble('no luck')
+        raise download_model.RetryableError('no luck', position=positions[-1])
 
-    with pytest.raises(download_model.Failure):
-        download_model.persist(action, 'name', 3, lambda: positions[-1])
-    assert positions == [0, 10, 5, 10, 11, 11, 11, 11]  # Three more tries after the first 11.
+    with pytest.raises(download_model.DownloadError, match='after the 11 bytes'):
+        download_model.retry(action, 'name', 3)
+    assert positions == [10, 5, 10, 11, 11, 11, 11]  # three more retries after the first 11
 
 
-# What is there already
+# What exists already
 
-def test_no_server_and_a_complete_model(server, models):
-    assert download(server, models)[0] == 0
-    with ModelServer({}) as gone:
-        url = gone.url
-    code, out, err = download(None, models, url=url)
+def test_no_server_and_a_complete_model(gone, models):
+    store(models)
+    code, out, err = download(gone, models)
     assert code == 0
-    assert 'complete as far as can be told without the server' in out
-    assert 'Connection refused' in err and 'trying again' not in err
+    assert 'complete as far as one can check without the server' in out
+    assert 'Connection refused' in err and 'retrying' not in err
 
 
-def test_damaged_files_are_fetched_again(server, models):
-    assert download(server, models)[0] == 0
-    with open(str(models / '124M' / WEIGHTS), 'r+b') as file:
+OTHER = b'model_checkpoint_path: "other"\n'
+MARKERS = {
+    'official': (MODEL['checkpoint'], True),
+    'with carriage returns': (MODEL['checkpoint'].replace(b'\n', b'\r\n'), True),
+    'with times': (MODEL['checkpoint'] + b'all_model_checkpoint_timestamps: 1.5\n', True),
+    'one line': (MODEL['checkpoint'].replace(b'\n', b' '), True),
+    'another': (OTHER, False),
+    'another first': (OTHER + MODEL['checkpoint'], False),
+    'another last': (MODEL['checkpoint'] + OTHER, False),
+    'another, and the right one in a comment': (b'# ' + MODEL['checkpoint'] + OTHER, False),
+    'another in single quotes': (MODEL['checkpoint'] + OTHER.replace(b'"', b"'"), False),
+    'strings that are joined': (b'model_checkpoint_path: "model.ckpt"\n "/other"', False),
+    'a longer name': (b'model_checkpoint_path: "model.ckpt\\"x"', False),
+    'only all paths': (b'all_model_checkpoint_paths: "model.ckpt"', False),
+}
+
+
+@pytest.mark.parametrize('case', MARKERS)
+def test_a_model_is_complete_only_if_checkpoint_names_its_weights_alone(
+        gone, models, case):
+    store(models)
+    text, complete = MARKERS[case]
+    (models / '124M' / 'checkpoint').write_bytes(text)
+    code, out, err = download(gone, models)
+    assert (code, 'complete' in out) == ((0, True) if complete else (1, False))
+
+
+def test_damaged_files_are_downloaded_again(server, models):
+    store(models)
+    with (models / '124M' / WEIGHTS).open('r+b') as file:
         file.truncate(1000)
-    with open(str(models / '124M' / 'model.ckpt.index'), 'r+b') as file:
+    with (models / '124M' / 'model.ckpt.index').open('r+b') as file:
         file.write(b'\0')
-    del server.log[:]
     server.inject(WEIGHTS, status(404))
-    code, out, err = download(server, models)
-    assert code == 1
-    assert 'checkpoint' not in contents(models / '124M')  # It looked complete, and was not.
+    assert download(server, models)[0] == 1
+    assert 'checkpoint' not in contents(models / '124M')  # it looked complete, and was not
     assert download(server, models)[0] == 0
     assert {r.name for r in server.requests('GET')} == {'model.ckpt.index', WEIGHTS, 'checkpoint'}
     assert_complete(models)
 
 
 def test_a_newer_model_replaces_the_older_file_by_file(server, models):
-    assert download(server, models)[0] == 0
+    store(models)
     newer = server.models['124M'] = small_model(1)
     server.inject('model.ckpt.index', status(404))
     assert download(server, models)[0] == 1
-    assert_complete(models)  # It is the older one as long as no file is replaced.
+    assert contents(models / '124M')['checkpoint']
+    for path in partial_files(models):
+        path.unlink()
+    assert_complete(models)  # it is the older one until a file is replaced
     server.inject(WEIGHTS, status(404))
     assert download(server, models)[0] == 1
-    assert 'checkpoint' not in contents(models / '124M')  # A mixture is no model.
+    assert 'checkpoint' not in contents(models / '124M')  # a mixture is no model
     assert download(server, models)[0] == 0
     assert_complete(models, model=newer)
 
 
-def test_a_hotel_page_costs_a_complete_model_nothing(server, models):
-    assert download(server, models)[0] == 0
+def test_a_login_page_does_not_harm_a_complete_model(server, models):
+    store(models)
     for name in FILES:
         server.inject(name, page('text/plain'), method='HEAD', always=True)
         server.inject(name, page('text/plain'), always=True)
@@ -584,23 +783,22 @@ def test_a_hotel_page_costs_a_complete_model_nothing(server, models):
 
 def test_two_processes_share_the_work(server, models):
     server.inject('hparams.json', broken('stall', 10))
-    first = start('124M', '--url', server.url, '--models_dir', models)
+    first = patched(server, models).start()
     wait_for(lambda: server.requests('GET'))
-    second = start('124M', '--url', server.url, '--models_dir', models)
-    waits = second.stderr.readline()
-    assert 'waiting for another process' in waits
+    second = patched(server, models).start()
+    assert b'waiting for another process' in second.stderr.readline()
     server.closing.set()
     code, out, err = finish(first)
-    assert code == 0 and 'fetched' in out
+    assert code == 0 and 'downloaded' in out
     code, out, err = finish(second)
-    assert code == 0 and 'nothing had to be fetched' in out
-    assert len(server.requests('GET')) == 8  # One of them was stopped.
+    assert code == 0 and 'nothing had to be downloaded' in out
+    assert len(server.requests('GET')) == 8  # one of them was stopped
     assert_complete(models)
 
 
-def test_a_lock_left_by_a_killed_process_holds_nobody_up(server, models):
+def test_the_lock_of_a_killed_process_stops_nobody(server, models):
     server.inject('hparams.json', broken('stall', 10))
-    process = start('124M', '--url', server.url, '--models_dir', models)
+    process = patched(server, models).start()
     wait_for(lambda: server.requests('GET'))
     process.kill()
     process.communicate()
@@ -610,36 +808,95 @@ def test_a_lock_left_by_a_killed_process_holds_nobody_up(server, models):
     assert_complete(models)
 
 
+# Planted files
+
+@pytest.mark.parametrize('kind', ['link', 'dangling link', 'hard link', 'fifo', 'folder'])
+@pytest.mark.parametrize('place', ['partial', '.lock'])
+def test_planted_files_are_neither_followed_nor_waited_for(server, models, tmp_path, kind, place):
+    interrupt(server, models)
+    victim = tmp_path / 'victim'
+    if kind != 'dangling link':
+        victim.write_bytes(b'precious')
+    paths = [models / '124M' / '.lock'] if place == '.lock' else partial_files(models)
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        if kind == 'hard link':
+            os.link(str(victim), str(path))
+        elif kind == 'fifo':
+            os.mkfifo(str(path))
+        elif kind == 'folder':
+            path.mkdir()
+        else:
+            path.symlink_to(victim)
+    if kind == 'fifo':  # in a process, as it may block
+        process = patched(server, models).start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
+        code, out, err = finish(process)
+    else:
+        code, out, err = download(server, models)
+    assert code == 1
+    assert_incomplete(models, err, 'cannot write to ', paths[0].name)
+    assert victim.exists() == (kind != 'dangling link')
+    assert not victim.exists() or victim.read_bytes() == b'precious'
+    assert not server.requests('GET', WEIGHTS)
+
+
+def test_a_link_in_place_of_a_file_is_replaced_not_followed(server, models, tmp_path):
+    (models / '124M').mkdir(parents=True)
+    (tmp_path / 'victim').write_bytes(b'precious')
+    (models / '124M' / 'vocab.bpe').symlink_to(tmp_path / 'victim')
+    assert download(server, models)[0] == 0
+    assert (tmp_path / 'victim').read_bytes() == b'precious'
+    assert_complete(models)
+
+
 # The disk
 
-def test_too_little_room_is_seen_before_the_download(server, models):
-    patch = 'd.shutil.disk_usage = lambda path: type("Usage", (), {"free": 1000000})'
-    code, out, err = download(server, models, patch=patch)
+@pytest.mark.parametrize('lengths', [True, False])
+def test_too_little_room_is_noticed_before_the_download(server, models, lengths, monkeypatch):
+    server.lengths = lengths
+    monkeypatch.setattr(download_model.shutil, 'disk_usage',
+                        lambda path: type('Usage', (), {'free': 1000000}))
+    code, out, err = download(server, models)
     assert code == 1
-    assert_incomplete(models, err, '2.32MB are still to come, but only 1.00MB are free')
-    assert not server.requests('GET')
+    still = '2.32MB' if lengths else '1.92MB'  # without lengths, hparams.json gives the weights'
+    assert_incomplete(models, err, f'{still} are still to come, but only 1.00MB are free')
+    assert not (server.requests('GET') if lengths else partial(models).stat().st_size)
 
 
-def test_a_disk_that_fills_up_on_the_way(server, models):
+def test_files_reach_the_disk_before_they_get_their_names(server, models, monkeypatch):
+    events = []
+
+    def record(name):
+        function = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args: events.append(name) or function(*args))
+
+    record('fsync')
+    record('replace')
+    assert download(server, models)[0] == 0
+    assert events == ['fsync', 'replace', 'fsync'] * len(FILES)  # a file, its name, the folder
+
+
+def test_a_disk_that_fills_up_during_the_download(server, models):
     pytest.importorskip('resource')
     patch = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))'
-    code, out, err = download(server, models, patch=patch)
+    code, out, err = patched(server, models, patch).run()
     assert code == 1
     assert_incomplete(models, err, 'cannot write', 'File too large', '--models_dir')
     size = partial(models).stat().st_size
     assert 0 < size <= 1000000
     assert download(server, models)[0] == 0
-    assert weights_requests(server)[-1] == ('bytes=%d-' % size, 206)
+    assert weights_requests(server)[-1] == (f'bytes={size}-', 206)
     assert_complete(models)
 
 
-NOBODY = 'import os; os.getuid() or os.setuid(65534)'  # To root, every folder is open.
-
-
-def test_a_folder_that_must_not_be_written(server):
+def test_a_folder_without_write_permission(server):
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o555)
-        code, out, err = download(server, folder, patch=NOBODY)
+        code, out, err = patched(server, folder, NOBODY).run()
         assert code == 1
         assert_incomplete(pathlib.Path(folder), err, 'cannot write', 'Permission denied')
         assert not server.requests('GET')
@@ -647,17 +904,17 @@ def test_a_folder_that_must_not_be_written(server):
 
 def test_a_complete_model_in_such_a_folder(server):
     with tempfile.TemporaryDirectory() as folder:
-        assert download(server, folder)[0] == 0
-        places = [pathlib.Path(folder) / '124M', pathlib.Path(folder)]
-        for place in places:
-            place.chmod(0o555)
-        code, out, err = download(server, folder, patch=NOBODY)
-        for place in places:
-            place.chmod(0o755)
-        assert code == 0 and 'nothing had to be fetched' in out
+        store(pathlib.Path(folder))
+        paths = [pathlib.Path(folder) / '124M', pathlib.Path(folder)]
+        for path in paths:
+            path.chmod(0o555)
+        code, out, err = patched(server, folder, NOBODY).run()
+        for path in paths:
+            path.chmod(0o755)
+        assert code == 0 and 'nothing had to be downloaded' in out
 
 
-def test_a_file_in_the_way(server, models):
+def test_a_file_where_the_folder_should_be(server, models):
     models.write_text('not a folder')
     code, out, err = download(server, models)
     assert code == 1 and 'cannot write' in last_line(err)
@@ -666,25 +923,31 @@ def test_a_file_in_the_way(server, models):
 
 # Progress
 
-def test_lines_where_stderr_is_no_terminal(server, models):
-    code, out, err = download(server, models, patch='d.LINE_EVERY = 0')
-    assert '\r' not in err
+def test_lines_if_stderr_is_not_a_terminal(server, models, settings):
+    settings(LINE_EVERY=0)
+    code, out, err = download(server, models)
+    assert '\r' not in err and '\n\n' not in err
     lines = [line for line in err.split('\n') if line.startswith(WEIGHTS)]
     assert len(lines) > 3
     assert re.search(r': 1\.92MB of 1\.92MB, .*B/s, 00:00 left$', lines[-1])
 
 
-def test_a_bar_on_a_terminal_goes_on_where_it_was(server, models):
+def test_few_lines_by_default(server, models):
+    err = download(server, models)[2]
+    assert len(err.split('\n')) <= 2 * len(FILES) + 1
+
+
+def test_a_bar_on_a_terminal_starts_where_it_stopped(server, models):
     fcntl, pty, termios = map(pytest.importorskip, ('fcntl', 'pty', 'termios'))
     interrupt(server, models, 983040)
     server.piece_pause = 0.005
     control, terminal = pty.openpty()
     lines_and_columns = struct.pack('HHHH', 25, 100, 0, 0)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, lines_and_columns)
-    process = start('124M', '--url', server.url, '--models_dir', models, stderr=terminal)
+    process = patched(server, models).start(stderr=terminal)
     os.close(terminal)
     shown = read_all(control)
-    assert process.wait() == 0
+    assert finish(process)[0] == 0
     counts = [int(count) for count in re.findall(WEIGHTS + r': +(\d+)%\|', shown)]
     assert len(counts) > 3
     assert counts[0] == 100 * 983040 // len(MODEL[WEIGHTS]) and counts[-1] == 100
@@ -692,7 +955,7 @@ def test_a_bar_on_a_terminal_goes_on_where_it_was(server, models):
 
 
 def read_all(descriptor):
-    """Returns what a pseudo-terminal shows until its last process has gone."""
+    """Return what a pseudo-terminal shows until its last process has ended."""
     data = b''
     with contextlib.suppress(OSError), open(descriptor, 'rb', buffering=0) as file:
         for piece in iter(lambda: file.read(65536), b''):

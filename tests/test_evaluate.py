@@ -1,4 +1,5 @@
-"""Scoring and the evaluation script, held to the float64 reference and to transformers."""
+"""Scoring and evaluate.py, against the float64 reference and transformers."""
+import functools
 import html
 import json
 import math
@@ -8,64 +9,87 @@ import re
 import shutil
 import signal
 import subprocess
-import types
 
 import numpy as np
 import pytest
 
-import checkpoint
-import corpora
 import evaluate
 import reference
+from gpt2.errors import OptionError, UsageError
+from gpt2.evaluation import loglikelihood, readers, run, tasks
+from gpt2.evaluation.loglikelihood import Scorer, Scores, Window
+from gpt2.evaluation.options import EvaluationOptions
+from gpt2.model_dir import open_model_dir, weights_digest
+from helpers import DATA, SRC, Command, log_softmax, needs_data, only_long
 
 SCRIPT = 'evaluate.py'
-DATA = os.environ.get('GPT2_TEST_DATA')
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PATIENCE = 4  # times to send Ctrl-C, as in test_scripts.py
-NEAR = 1e-4  # logits as close as this may change places in float32
+OPTIONS = evaluate.OPTIONS
+ATTEMPTS = 4  # how often to send Ctrl-C: some libraries swallow one
+NEAR = 1e-4  # logits as near as this may change places in float32
 ROUNDING = 3e-5  # the same where both sides are float32
+pure = pytest.mark.pure
 
 
 @pytest.fixture(scope='module')
-def run(tf, tiny):
-    """A Run of the tiny model, without stop words."""
-    return evaluate.open_run(checkpoint.open_model(tiny.name, str(tiny.models_dir)), 2, 5)
+def model_dir(tiny):
+    return open_model_dir(tiny.name, str(tiny.models_dir))
 
 
-def log_softmax(logits):
-    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+@pytest.fixture(scope='module')
+def scorer(model_dir):
+    scorer = Scorer(model_dir)
+    yield scorer
+    scorer.close()
 
 
-def score_by_reference(tiny, tokens, stride, first=1):
-    """Returns the log probabilities and ranks of a text's tokens, each from a forward pass.
+@pytest.fixture(scope='module')
+def score(model_dir):
+    """The function that tasks measure with."""
+    return run.open_score(model_dir, EvaluationOptions(batch_size=2, stride=5))
 
-    And how near the nearest other logit comes to each: ranks hang on that.
+
+@pytest.fixture(scope='module')
+def logits_after(tiny):
+    """A function from tokens to the reference's logits of the next token."""
+    return functools.lru_cache(maxsize=None)(
+        lambda tokens: reference.forward(tiny.weights, tiny.hparams, tokens)[-1])
+
+
+@pytest.fixture(scope='module')
+def expected(tiny, logits_after):
+    """A function that scores the tokens of a text after the first ones, each by a forward pass.
+
+    Returns their log probabilities, their ranks, and how near the nearest other logit is.
     """
-    n_ctx = tiny.hparams['n_ctx']
-    log_probs, ranks, gaps = [], [], []
-    for i in range(first, len(tokens)):
-        steps = max(0, math.ceil((i - n_ctx) / stride))  # of the first window that reaches it
-        logits = reference.forward(tiny.weights, tiny.hparams, tokens[steps * stride:i])[-1]
-        log_probs.append(log_softmax(logits)[tokens[i]])
-        ranks.append(1 + (logits > logits[tokens[i]]).sum())
-        gaps.append(np.abs(np.delete(logits, tokens[i]) - logits[tokens[i]]).min())
-    return np.array(log_probs), np.array(ranks), np.array(gaps)
+    def score_text(text, stride, first=1):
+        n_ctx = tiny.hparams['n_ctx']
+        log_probs, ranks, gaps = [], [], []
+        for i in range(first, len(text)):
+            start = stride * max(0, math.ceil((i - n_ctx) / stride))
+            logits = logits_after(tuple(text[start:i]))
+            log_probs.append(log_softmax(logits)[text[i]])
+            ranks.append(1 + (logits > logits[text[i]]).sum())
+            gaps.append(np.abs(np.delete(logits, text[i]) - logits[text[i]]).min())
+        return np.array(log_probs), np.array(ranks), np.array(gaps)
+
+    return score_text
 
 
-def random_text(tiny, n, seed=0):
-    return [256] + np.random.RandomState(seed).randint(97, 256, n).tolist()
+def random_text(n, seed=0):
+    return np.random.RandomState(seed).randint(97, 256, n).tolist()
 
 
 # ---- windows -----------------------------------------------------------------------------------
 
+@pure
 @pytest.mark.parametrize('n_ctx', [1, 2, 7, 32])
-def test_windows_score_each_token_once_with_the_context_promised(tf, n_ctx):
-    import score
+def test_windows_score_each_token_once_with_the_promised_context(n_ctx):
     for stride in range(1, n_ctx + 1):
         for n_tokens in [*range(3 * n_ctx + 3), 100]:
             for first in {1, 2, n_ctx + 2}:
                 scored = []
-                for start, end, begin in score.windows(n_tokens, n_ctx, stride, first):
+                for window in loglikelihood.rolling_windows(n_tokens, n_ctx, stride, first):
+                    start, end, begin = window
                     assert start % stride == 0 and start < begin <= end < n_tokens
                     assert end - start <= n_ctx
                     assert begin - start > n_ctx - stride or start == 0
@@ -73,82 +97,104 @@ def test_windows_score_each_token_once_with_the_context_promised(tf, n_ctx):
                 assert scored == list(range(first, n_tokens))
 
 
-def test_batches_hold_like_windows_and_no_more_tokens_than_asked_for(tf):
-    import score
-    jobs = [(i, score.Window(0, length, 1)) for i, length in enumerate([3, 8, 5, 1, 8, 2, 4, 4])]
-    batches = list(score.batches(jobs, 10))
-    assert sorted(job for batch in batches for job in batch) == jobs
-    lengths = [[window.end for _, window in batch] for batch in batches]
+@pure
+def test_batches_have_similar_windows_and_at_most_the_tokens_asked_for():
+    windows = [Window(10 * i, 10 * i + length, 10 * i + 1)
+               for i, length in enumerate([3, 8, 5, 1, 8, 2, 4, 4])]
+    batches = list(loglikelihood.batches(windows, 10))
+    assert sorted(window for batch in batches for window in batch) == windows
+    lengths = [[window.end - window.start for window in batch] for batch in batches]
     assert lengths == [[8], [8], [5, 4], [4, 3], [2, 1]]
 
 
 # ---- scores ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('stride', [1, 2, 5, 31, 32])
-@pytest.mark.parametrize('batch_size', [1, 3])
-def test_scores_are_those_of_one_forward_pass_for_each_token(run, tiny, stride, batch_size):
-    texts = [random_text(tiny, n, n) for n in (75, 1, 33, 0, 32, 7, 2)]
-    for text, scores in zip(texts, run.scorer.score(texts, batch_size, stride)):
-        log_probs, ranks, gaps = score_by_reference(tiny, text, stride)
-        np.testing.assert_allclose(scores.log_probs, log_probs, rtol=0, atol=1e-4)
-        assert len(text) < 8 or (gaps > NEAR).mean() > 0.9
-        assert (scores.ranks == ranks)[gaps > NEAR].all()
-        assert (scores.filtered_ranks == scores.ranks).all()
+def test_texts_are_scored_as_by_one_forward_pass_for_each_token(scorer, expected, stride):
+    texts = [random_text(n, n) for n in (75, 1, 33, 0, 32, 7, 2)]
+    for batch_size in (1, 3):
+        results = scorer.loglikelihood_rolling(texts, batch_size, stride)
+        for text, scores in zip(texts, results):
+            log_probs, ranks, gaps = expected([256] + text, stride)
+            np.testing.assert_allclose(scores.log_probs, log_probs, rtol=0, atol=1e-4)
+            assert len(text) < 8 or (gaps > NEAR).mean() > 0.9
+            assert (scores.ranks == ranks)[gaps > NEAR].all()
+            assert (scores.filtered_ranks == scores.ranks).all()
+            assert [values.dtype for values in scores] == [np.float32, np.int32, np.int32]
+    assert scorer.loglikelihood_rolling([]) == []
 
 
-def test_many_places_are_scored_in_parts_and_some_tokens_may_be_left_out(tf, tiny, monkeypatch):
-    import score
-    monkeypatch.setattr(score, 'PLACES', 3)
+@pytest.mark.parametrize('n_context, n_target', [
+    (0, 5), (3, 4), (27, 5), (28, 5), (50, 1), (50, 32), (9, 40), (5, 0)])
+def test_targets_are_scored_after_the_end_of_their_context(scorer, expected, n_context, n_target):
+    """Of a long context, the end is read; a target longer than the window is scored whole."""
+    context, target = random_text(n_context, 1), random_text(n_target, 2)
+    scores, again = scorer.loglikelihood([(context, target), (context, target)], 1, 7)
+    text = [256, *context, *target]
+    text = text[-1 - max(32, n_target):]
+    log_probs, ranks, gaps = expected(text, 7, len(text) - n_target)
+    assert len(log_probs) == n_target
+    np.testing.assert_allclose(scores.log_probs, log_probs, rtol=0, atol=1e-4)
+    assert (scores.ranks == ranks)[gaps > NEAR].all()
+    assert (scores.ranks == again.ranks).all()
+
+
+def test_logits_in_chunks_and_tokens_that_are_not_allowed(model_dir, logits_after, monkeypatch):
+    monkeypatch.setattr(loglikelihood, 'LOGITS_CHUNK', 3)
     allowed = np.arange(257) % 3 > 0
-    opened = checkpoint.open_model(tiny.name, str(tiny.models_dir))
-    text = random_text(tiny, 32)
-    scores, again = score.Scorer(opened, allowed).score([text, text], 1, 32, [1, 20])
-    for i, found in enumerate(scores.log_probs, 1):
-        logits = reference.forward(tiny.weights, tiny.hparams, text[:i])[-1]
-        assert found == pytest.approx(log_softmax(logits)[text[i]], abs=1e-4)
-        assert scores.ranks[i - 1] == 1 + (logits > logits[text[i]]).sum()
-        assert scores.filtered_ranks[i - 1] == 1 + (logits > logits[text[i]])[allowed].sum()
+    text = random_text(32)
+    scores, again = Scorer(model_dir, allowed).loglikelihood([([], text), (text[:19], text[19:])])
+    for i, log_prob in enumerate(scores.log_probs):
+        logits = logits_after((256, *text[:i]))
+        assert log_prob == pytest.approx(log_softmax(logits)[text[i]], abs=1e-4)
+        larger = logits > logits[text[i]]
+        assert scores.ranks[i] == 1 + larger.sum()
+        assert scores.filtered_ranks[i] == 1 + larger[allowed].sum()
     assert (again.ranks == scores.ranks[19:]).all()
 
 
+def test_logits_are_those_of_the_reference(scorer, tiny):
+    tokens = random_text(32)
+    logits = scorer.logits(tokens)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, reference.forward(tiny.weights, tiny.hparams, tokens),
+                               rtol=0, atol=1e-4)
+
+
 def test_equal_logits_share_the_better_rank(tf, tmp_path):
-    weights = reference.random_weights(dict(n_vocab=257, n_ctx=8, n_embd=8, n_head=2, n_layer=1), 0)
+    hparams = dict(n_vocab=257, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
+    weights = reference.random_weights(hparams, 0)
     weights['model/wte'][:] = weights['model/wte'][0]
-    reference.write_checkpoint(tmp_path / 'flat', dict(n_vocab=257, n_ctx=8, n_embd=8, n_head=2,
-                                                       n_layer=1), weights)
-    flat = evaluate.open_run(checkpoint.open_model('flat', str(tmp_path)), 1, 8)
-    scores, = flat.scorer.score([[256, 1, 2, 3]], 1, 8)
+    reference.write_checkpoint(tmp_path / 'flat', hparams, weights)
+    flat = Scorer(open_model_dir('flat', str(tmp_path)))
+    scores, = flat.loglikelihood_rolling([[1, 2, 3]], stride=8)
     assert scores.ranks.tolist() == [1, 1, 1]
     np.testing.assert_allclose(scores.log_probs, -math.log(257), rtol=1e-5)
+    with pytest.raises(OptionError, match='stride must be a whole number from 1 to 8, .*not 9'):
+        flat.loglikelihood_rolling([[1, 2, 3]], stride=9)
+    flat.close()
+    with pytest.raises(RuntimeError):
+        flat.logits([1])
 
 
-# ---- the measures ------------------------------------------------------------------------------
+# ---- measures ----------------------------------------------------------------------------------
 
-def test_stop_words_are_the_tokens_that_are_a_word_as_a_whole(tf, monkeypatch):
-    opened = checkpoint.open_model('1M', str(ROOT / 'models'))
-    seen = {}
-    import score
-    monkeypatch.setattr(score, 'Scorer', lambda opened, allowed: seen.update(allowed=allowed))
-    evaluate.open_run(opened, 1, 1, corpora.STOP_WORDS)
-    taken = {opened.encoder.decode([i]) for i in np.flatnonzero(~seen['allowed'])}
-    assert {' the', ' and', 'The', ' you', 'he'} <= taken
-    assert not taken & {' king', ' lord', ',', '\n', ' ', ' good', ' ther'}
-    assert len(taken) < 250
+@pure
+def test_stop_words_are_the_tokens_that_are_a_whole_word():
+    encoder = open_model_dir('1M', str(SRC.parent / 'models')).encoder
+    allowed = tasks.allowed_tokens(encoder)
+    stopped = {encoder.decode([token]) for token in np.flatnonzero(~allowed)}
+    assert {' the', ' and', 'The', ' you', 'he'} <= stopped
+    assert not stopped & {' king', ' lord', ',', '\n', ' ', ' good', ' ther'}
+    assert len(stopped) < 250
 
 
-def test_lambada_measures(run):
-    """On scores that are made up: what is a hit by which reading."""
-    def scores(*rows):
-        return types.SimpleNamespace(score=lambda *_: [made(*row) for row in rows])
-
-    def made(ranks, filtered_ranks):
-        import score
-        return score.Scores(np.full(len(ranks), -0.5, np.float32), np.array(ranks),
-                            np.array(filtered_ranks))
-
-    fake = run._replace(scorer=scores(([1], [1]), ([1, 2], [1, 1]), ([2, 1], [1, 1]),
-                                      ([3, 3], [2, 1])))
-    n, measures = evaluate.measure_lambada(fake, [corpora.Cloze('a', ' b')] * 4)
+@pure
+def test_lambada_measures_of_given_ranks():
+    rows = [([1], [1]), ([1, 2], [1, 1]), ([2, 1], [1, 1]), ([3, 3], [2, 1])]
+    scores = [Scores(np.full(len(ranks), -0.5, np.float32), np.array(ranks), np.array(filtered))
+              for ranks, filtered in rows]
+    n, measures = tasks.measure_lambada(lambda _: scores, [('a', ' b')] * 4)
     found = {measure.name: measure for measure in measures}
     assert n == 4
     assert found['accuracy, word'].value == 25
@@ -160,91 +206,82 @@ def test_lambada_measures(run):
     assert found['accuracy, word'].stderr == pytest.approx(100 * math.sqrt(0.25 * 0.75 / 4))
 
 
-def greedy_byte(tiny, text):
-    """Returns the character that the tiny model finds likeliest after a text, if it is one."""
-    tokens = ([256] + tiny.encode(text))[-32:]
-    logits = reference.forward(tiny.weights, tiny.hparams, tokens)[-1]
-    best, second = np.sort(logits)[[-1, -2]]
-    character = tiny.decode([int(logits.argmax())])
-    return character if re.fullmatch('[!-~]', character) and best - second > NEAR else None
-
-
-def test_half_of_a_set_made_so_is_exactly_half(command, tiny, tmp_path):
-    """A process reads the file; every second last word is the model's own."""
-    lines, greedy = [], 0
+def test_half_the_words_of_a_file_made_so_are_predicted(call, tiny, logits_after, tmp_path):
+    """Every second last word is the one that the model finds likeliest."""
+    lines = []
     for i in range(400):
-        context = 'Passage %d says\n' % i
-        word = greedy_byte(tiny, '\n' + context)
-        if word and greedy < 10:
+        context = f'Passage {i} says\n'
+        logits = logits_after(tuple([256, *tiny.encode('\n' + context)][-32:]))
+        second, best = np.sort(logits)[-2:]
+        word = tiny.decode([int(logits.argmax())])
+        if re.fullmatch('[!-~]', word) and best - second > NEAR and len(lines) < 20:
             lines += [context + word, context + ('a' if word != 'a' else 'b')]
-            greedy += 1
     assert len(lines) == 20
-    path = tmp_path / 'lambada_test.jsonl'
+    path, output = tmp_path / 'lambada_test.jsonl', tmp_path / 'results.json'
     path.write_text(''.join(json.dumps({'text': line}) + '\n' for line in lines))
-    output = tmp_path / 'results.json'
-    status, stdout, stderr = command(SCRIPT, 'lambada', path, *tiny.flags, '--output', output).run()
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, 'lambada', path, *tiny.flags,
+                                  '--output', output)
     assert (status, stderr) == (0, '')
     rows = {row['measure']: row for row in json.loads(output.read_text())[0]['measures']}
     for name in ('word', 'last token'):
-        assert rows['accuracy, ' + name]['value'] == 50
-        assert rows['accuracy, ' + name]['stderr'] == pytest.approx(100 * math.sqrt(0.25 / 20))
+        assert rows[f'accuracy, {name}']['value'] == 50
+        assert rows[f'accuracy, {name}']['stderr'] == pytest.approx(100 * math.sqrt(0.25 / 20))
     assert re.search(r'^lambada +accuracy, word +50\.00 +11\.18 +20 +\d+ s$', stdout, re.MULTILINE)
 
 
-def test_cbt_takes_the_choice_that_makes_the_sentence_likeliest(run, tiny):
+def test_cbt_takes_the_choice_that_makes_the_sentence_likeliest(score, tiny, expected):
     choices = [' ' + word for word in 'ab cde fg h ij kl mn op qr st'.split()]
     questions, hits = [], []
     for i, context in enumerate(['Once there', 'A long context ' * 4, 'x']):
         totals = []
         for choice in choices:
-            tokens = [256] + tiny.encode(context + choice + ' was.')
-            tokens = tokens[-33:]
-            n = len(choice + ' was.')
-            totals.append(score_by_reference(tiny, tokens, 32, len(tokens) - n)[0].sum())
+            tokens = [256, *tiny.encode(context + choice + ' was.')][-33:]
+            totals.append(expected(tokens, 32, len(tokens) - len(choice + ' was.'))[0].sum())
         assert np.diff(np.sort(totals))[-1] > NEAR
         answer = int(np.argmax(totals)) if i else 3
         hits.append(answer == int(np.argmax(totals)))
-        questions.append(corpora.Question(context, choices, ' was.', answer))
-    n, (measure,) = evaluate.measure_cbt(run, questions, 'cbt_cn')
+        questions.append(readers.Question(context, choices, ' was.', answer))
+    n, (measure,) = tasks.measure_cbt(score, questions)
     assert n == 3 and measure.value == pytest.approx(100 * np.mean(hits))
     assert sum(hits) == 2
 
 
-def test_word_perplexity(run, tiny):
-    corpus = corpora.Corpus(['one two\n', 'a longer sentence than the window is wide, by far\n'],
-                            14, 0, 2)
-    nats = -sum(score_by_reference(tiny, [256] + tiny.encode(text), 5)[0].sum()
-                for text in corpus.texts)
-    n, measures = evaluate.measure_words(run, corpus, 'ptb')
-    assert (n, measures[0].column) == (2, 'ptb')
+def test_word_perplexity(score, tiny, expected):
+    texts = ['one two\n', 'a longer sentence than the window is wide, by far\n']
+    nats = -sum(expected([256, *tiny.encode(text)], 5)[0].sum() for text in texts)
+    n, measures = tasks.measure_words(score, readers.Corpus(texts, 14, 0, 2))
+    assert n == 2
     assert measures[0].value == pytest.approx(math.exp(nats / 14), rel=1e-4)
 
 
-@pytest.mark.parametrize('column', ['enwik8', 'text8'])
-def test_bits_of_bytes_that_begin_and_end_within_a_character(run, tiny, column):
+def test_bits_of_bytes_that_begin_and_end_within_a_character(score, expected):
     data = 'ä – bytes, 東京 and more of them €'.encode()[1:-1]
     symbols = [byte for byte in range(256) if chr(byte) in reference.byte_symbols()]
     order = symbols + [byte for byte in range(256) if byte not in symbols]
-    tokens = [256] + [order.index(byte) for byte in data]
-    bits = -score_by_reference(tiny, tokens, 5)[0].sum() / math.log(2)
-    n, (per_byte, per_character) = evaluate.measure_bytes(run, data, column)
+    bits = -expected([256, *map(order.index, data)], 5)[0].sum() / math.log(2)
+    n, (per_byte, per_character) = tasks.measure_bytes(score, data)
     assert n == len(data)
     assert per_byte.value == pytest.approx(bits / n, rel=1e-4)
-    # The rest of ä is no character of its own, but the beginning of € is.
+    # The rest of ä is not a character, but the beginning of € is.
     assert per_character.value == pytest.approx(
         bits / len(' – bytes, 東京 and more of them €'), rel=1e-4)
-    assert [per_byte.column, per_character.column] == (
-        ['enwik8', None] if column == 'enwik8' else [None, 'text8'])
 
 
+@pure
 def test_the_papers_figures_stand_beside_its_sizes():
-    for name, figure in [('124M', 45.99), ('117M', 45.99), ('1542M', 63.24), ('mine', None)]:
-        measure = evaluate.Measure('accuracy', 1.0, 0.1, 'lambada_acc')
-        assert evaluate.with_paper(measure, {'model': name})['paper'] == figure
-    assert {len(row) for row in evaluate.PAPER.values()} == {len(evaluate.COLUMNS)}
+    name = 'accuracy, word, stop-word filter'
+    for model, figure in [('124M', 45.99), ('117M', 45.99), ('1542M', 63.24), ('mine', None)]:
+        assert tasks.paper_figure('lambada', name, model) == figure
+    assert tasks.paper_figure('lambada', 'accuracy, word', '124M') is None
+    assert tasks.paper_figure('enwik8', 'bits per byte', '355M') == 1.01
+    assert tasks.paper_figure('text8', 'bits per character', '355M') == 1.06
+    assert tasks.paper_figure('text8', 'bits per byte', '355M') is None
+    columns = {figures for task in tasks.TASKS.values() for figures in task.paper.values()}
+    assert len(columns) == 10
+    assert {len(figures) for figures in columns} == {len(tasks.PAPER_MODELS)}
 
 
-# ---- tasks as commands -------------------------------------------------------------------------
+# ---- tasks -------------------------------------------------------------------------------------
 
 @pytest.fixture
 def data_dir(tmp_path):
@@ -255,44 +292,75 @@ def data_dir(tmp_path):
     return folder
 
 
-def test_all_tells_what_is_missing_and_does_nothing_twice(command, bare, tiny, data_dir, tmp_path):
+def test_all_names_what_is_missing_and_runs_nothing_twice(call, bare, tiny, data_dir, tmp_path):
     output = tmp_path / 'results.json'
     flags = ['all', *tiny.flags, '--data_dir', data_dir, '--output', output]
-    status, stdout, stderr = command(SCRIPT, *flags).run()
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, *flags)
     assert status == 1
     assert stderr.count('\n') == 1 and 'enwik8' in stderr and 'lambada' not in stderr
-    tasks = [line.split()[0] for line in stdout.splitlines() if not line.startswith(' ')]
-    assert tasks == ['task', 'lambada', 'ptb']
+    names = [line.split()[0] for line in stdout.splitlines() if not line.startswith(' ')]
+    assert names == ['task', 'lambada', 'ptb']
     results = output.read_text()
-    # TensorFlow cannot be imported now.
-    assert bare(SCRIPT, *flags) == (status, stdout, stderr)
+    # TensorFlow cannot be imported in this process.
+    status, again, stderr_again = bare(SCRIPT, *flags)
+    assert (status, again) == (1, stdout)
+    assert stderr_again.split(': ', 1)[1] == stderr.split(': ', 1)[1]
     assert output.read_text() == results
     # Other settings are another result.
-    status, other, _ = command(SCRIPT, 'ptb', *tiny.flags, '--data_dir', data_dir, '--output',
-                               output, '--stride', 7).run()
+    status, other, _ = call(evaluate.evaluate, OPTIONS, 'ptb', *tiny.flags, '--data_dir', data_dir,
+                            '--output', output, '--stride', 7)
     assert status == 0 and '  7  ' in other
     assert len(json.loads(output.read_text())) == 3
 
 
-def test_ctrl_c_leaves_what_is_finished(command, tiny, data_dir, tmp_path):
+def test_a_result_of_the_first_version_is_continued(call, tiny, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, 'Scorer', None)  # nothing may be scored
+    output = tmp_path / 'results.json'
+    output.write_text(json.dumps([{
+        'task': 'ptb',
+        'settings': {'model': 'tiny', 'weights': weights_digest(str(tiny.path)), 'limit': None,
+                     'stride': 32, 'raw': False, 'file': None},
+        'examples': 4, 'seconds': 12.7,
+        'measures': [{'measure': 'perplexity of a word', 'value': 12345678.9, 'stderr': None,
+                      'paper': None},
+                     {'measure': 'words and line ends', 'value': 16, 'stderr': None, 'paper': None},
+                     {'measure': 'an accuracy', 'value': 12.3456, 'stderr': 1.2, 'paper': 45.99}],
+    }], indent=1))
+    before = output.read_text()
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, 'ptb', *tiny.flags, '--data_dir',
+                                  data_dir, '--output', output)
+    assert (status, stderr) == (0, '')
+    assert output.read_text() == before
+    assert stdout == '\n'.join([
+        'task         measure                                  this run       +-    paper  '
+        'examples  stride      time',
+        'ptb          perplexity of a word                    1.235e+07                    '
+        '       4      32      13 s',
+        '             words and line ends                            16',
+        '             an accuracy                                 12.35     1.20    45.99', ''])
+
+
+def test_ctrl_c_keeps_what_is_finished(tiny, data_dir, tmp_path):
     output = tmp_path / 'results.json'
     (data_dir / 'ptb.test.txt').write_text(' one two N \n' * 40000)
-    script = command(SCRIPT, 'all', *tiny.flags, '--data_dir', data_dir, '--output', output,
-                     '--stride', 1).start()
+    process = Command(SCRIPT, 'all', *tiny.flags, '--data_dir', data_dir, '--output', output,
+                      '--stride', 1).start()
     read = b''
     while b'perplexity, last' not in read:
-        read += os.read(script.stdout.fileno(), 4096)
-    for _ in range(PATIENCE):
-        script.send_signal(signal.SIGINT)
+        read += os.read(process.stdout.fileno(), 4096)
+    for _ in range(ATTEMPTS):
+        process.send_signal(signal.SIGINT)
         try:
-            _, stderr = script.communicate(timeout=20)
+            _, stderr = process.communicate(timeout=20)
             break
         except subprocess.TimeoutExpired:
             continue
-    assert script.returncode == 130
+    assert process.returncode == 130
     assert stderr == b'' or b'Exception ignored' in stderr
     assert [result['task'] for result in json.loads(output.read_text())] == ['lambada']
 
+
+# ---- what is refused ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize('arguments, status, words', [
     ([], 2, ['TASK']), (['lambda'], 2, ['--task', 'lambada']), (['score'], 2, ['FILE']),
@@ -300,11 +368,41 @@ def test_ctrl_c_leaves_what_is_finished(command, tiny, data_dir, tmp_path):
     (['ptb', '--limit', 0], 2, ['--limit']), (['ptb', '--batch_size', 0], 2, ['--batch_size']),
     (['ptb', '--html', 'x.html'], 2, ['--html']), (['all', 'x'], 2, ['--data_dir']),
     (['ptb', 'nowhere.txt'], 1, ['nowhere.txt']), (['score', 'nowhere'], 1, ['nowhere']),
-    (['ptb', '--output', 'no/where'], 1, ['no/where'])])
-def test_what_cannot_be_done_is_refused(refused, tiny, arguments, status, words):
-    found, line = refused(SCRIPT, *arguments, *tiny.flags)
-    assert found == status
-    assert all(word in line for word in words)
+    (['ptb', '--output', 'no/where'], 1, ['no/where']),
+    (['ptb', '--output', os.devnull], 1, [os.devnull, 'regular']),
+    (['ptb', '--models_dir', 'nowhere'], 1, ['nowhere'])])
+def test_what_cannot_be_done_is_refused(call, tiny, arguments, status, words):
+    found, stdout, stderr = call(evaluate.evaluate, OPTIONS, *tiny.flags[:2],
+                                 *([] if '--models_dir' in arguments else tiny.flags[2:]),
+                                 *[f'--task={argument}' if i == 0 else argument
+                                   for i, argument in enumerate(arguments)])
+    assert (found, stdout, stderr.count('\n')) == (status, '', 1)
+    assert all(word in stderr for word in words)
+
+
+def test_a_process_is_refused_before_it_imports_tensorflow(refused, tiny):
+    status, line = refused(SCRIPT, 'ptb', 'nowhere.txt', *tiny.flags)
+    assert status == 1 and line == 'nowhere.txt: No such file or directory'
+
+
+@pure
+def test_options_check_themselves():
+    assert EvaluationOptions(task='score', file='x', html='y').stride == 32
+    for error, options in [(OptionError, {'task': 'lambda'}), (OptionError, {'limit': 0}),
+                           (OptionError, {'raw': 1}), (UsageError, {'task': 'score'}),
+                           (UsageError, {'task': 'all', 'file': 'x'}),
+                           (OptionError, {'task': 'ptb', 'html': 'x'})]:
+        with pytest.raises(error):
+            EvaluationOptions(**options)
+
+
+@pure
+def test_help_has_every_task_and_flag(call):
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, '--help')
+    assert (status, stderr) == (0, '')
+    listed = re.findall(r'^  (\w+)  +\S', stdout, re.MULTILINE)
+    assert listed == [*tasks.TASKS, 'all', 'score']
+    assert all(f'{flag}  ' in stdout for flag in ('--data_dir', '--stride', '--html', '--raw'))
 
 
 @pytest.mark.parametrize('task, text, words', [
@@ -313,40 +411,60 @@ def test_what_cannot_be_done_is_refused(refused, tiny, arguments, status, words)
     ('score', '{"text": "fine"}\n{"text": 5}\n', 'line 2'),
     ('score', '{"text": "fine"}\n{"text": "cu', 'line 2'), ('score', '', 'empty'),
     ('score', b'one\ntwo \xff\n', 'line 2')])
-def test_a_malformed_file_is_refused_before_anything_else(refused, tiny, tmp_path, task, text,
-                                                          words):
+def test_a_malformed_file_is_refused_before_anything_else(call, tiny, tmp_path, task, text, words):
     path = tmp_path / 'file'
     path.write_bytes(text if isinstance(text, bytes) else text.encode('utf-8'))
-    status, line = refused(SCRIPT, task, path, *tiny.flags)
-    assert status == 1 and str(path) in line and words in line
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, task, path, *tiny.flags)
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+    assert str(path) in stderr and words in stderr
 
 
-def test_other_files_are_not_written_over(refused, tiny, data_dir, tmp_path):
+@pytest.mark.parametrize('content', ['mine', '{}', '[{"task": "ptb"}]', '[1]', '{"a": [1]}',
+                                     '[' * 100000])
+def test_results_do_not_replace_other_files(call, tiny, data_dir, tmp_path, content):
     path = tmp_path / 'notes.txt'
-    path.write_text('mine')
-    status, line = refused(SCRIPT, 'ptb', *tiny.flags, '--data_dir', data_dir, '--output', path)
-    assert status == 1 and str(path) in line and path.read_text() == 'mine'
+    path.write_text(content)
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, 'ptb', *tiny.flags, '--data_dir',
+                                  data_dir, '--output', path)
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+    assert str(path) in stderr and path.read_text() == content
 
 
-# ---- score -------------------------------------------------------------------------------------
+@pytest.mark.parametrize('flags', [
+    ['--output', 'text'], ['--html', 'text'], ['--output', 'link'],
+    ['--output', 'new', '--html', 'new'], ['--output', 'new', '--html', 'folder/../new']])
+def test_a_file_does_not_have_two_purposes(call, tiny, tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'text').write_text('mine')
+    (tmp_path / 'link').symlink_to('text')
+    (tmp_path / 'folder').mkdir()
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, 'score', 'text', *tiny.flags, *flags)
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+    assert 'two purposes' in stderr and (tmp_path / 'text').read_text() == 'mine'
+    assert {path.name for path in tmp_path.iterdir()} == {'text', 'link', 'folder'}
+
+
+# ---- scores of documents -----------------------------------------------------------------------
 
 DOCUMENTS = [{'text': 'A first text, longer than the window of 32.', 'id': 7}, {'text': ''},
-             {'text': '<b>東京\n &amp; 🙂 "é"</b>'}]
+             {'text': '<b>東京\n &amp; 🙂 "é"</b> $model'}]
 
 
-def test_documents_are_scored(command, tiny, tmp_path):
-    page = tmp_path / 'report.html'
+def test_documents_from_stdin_are_scored(tiny, tmp_path, expected):
+    page, other = tmp_path / 'report.html', tmp_path / 'report.html.partial'
+    other.write_text('mine')
     lines = ''.join(json.dumps(document) + '\n' for document in DOCUMENTS)
-    status, stdout, stderr = command(SCRIPT, 'score', '-', *tiny.flags, '--stride', 3, '--html',
+    status, stdout, stderr = Command(SCRIPT, 'score', '-', *tiny.flags, '--stride', 3, '--html',
                                      page).run(stdin=lines)
     assert (status, stderr) == (0, '')
+    assert other.read_text() == 'mine' and {*tmp_path.iterdir()} == {page, other}
     results = [json.loads(line) for line in stdout.splitlines()]
     for document, result in zip(DOCUMENTS, results):
         assert document.items() <= result.items()
         tokens = tiny.encode(document['text'])
         assert result['tokens'] == tokens
         assert result['n_tokens'] == result['n_bytes'] == len(tokens)
-        log_probs, ranks, gaps = score_by_reference(tiny, [256] + tokens, 3)
+        log_probs, ranks, gaps = expected([256, *tokens], 3)
         np.testing.assert_allclose(result['log_probs'], log_probs, rtol=0, atol=1e-4)
         assert (np.array(result['ranks']) == ranks)[gaps > NEAR].all()
         assert result['total_log_prob'] == pytest.approx(log_probs.sum(), abs=1e-3)
@@ -361,6 +479,7 @@ def test_documents_are_scored(command, tiny, tmp_path):
                 '11-100': ((ranks > 10) & (ranks <= 100)).mean(),
                 '101-1000': (ranks > 100).mean(), '1001-': 0}
     assert results[1]['perplexity'] is None
+    assert set(results[1]['rank_shares'].values()) == {None}
     # The page shows the texts as they are, and the colours of the ranks.
     texts = re.findall('<p class="text">(.*?)</p>', page.read_text(encoding='utf-8'), re.DOTALL)
     assert [html.unescape(re.sub('<.*?>', '', text)) for text in texts] == [
@@ -371,19 +490,31 @@ def test_documents_are_scored(command, tiny, tmp_path):
     assert texts[1].count('probability') == len(results[2]['tokens'])
 
 
-def test_a_plain_file_is_one_document(command, tiny, tmp_path):
+def test_a_plain_file_is_one_document(call, tiny, tmp_path):
     path, output = tmp_path / 'text.txt', tmp_path / 'scores.jsonl'
     path.write_text('Two lines,\n{"text": "one document"}\n')
-    status, stdout, stderr = command(SCRIPT, 'score', path, *tiny.flags, '--output', output).run()
-    assert (status, stdout, stderr) == (0, '', '')
+    assert call(evaluate.evaluate, OPTIONS, 'score', path, *tiny.flags, '--output', output) == (
+        0, '', '')
     result, = [json.loads(line) for line in output.read_text().splitlines()]
     assert result['text'] == path.read_text()
 
 
+def test_a_pipe_that_closes_early_ends_the_run_quietly(tiny, tmp_path):
+    path = tmp_path / 'texts.jsonl'
+    path.write_text('{"text": "One of many documents"}\n' * 2000)
+    process = Command(SCRIPT, 'score', path, *tiny.flags).start()
+    assert json.loads(process.stdout.readline())['n_tokens'] == 21
+    process.stdout.close()
+    assert process.stderr.read() == b''
+    assert process.wait() == 0
+    process.stdin.close()
+    process.stderr.close()
+
+
 # ---- beside transformers -----------------------------------------------------------------------
 
-def as_in_transformers(directory):
-    """Returns the model of a directory as a model of transformers, made from its checkpoint."""
+def open_in_transformers(directory):
+    """Return the model of a directory as a model of transformers, made from its checkpoint."""
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
     import tensorflow.compat.v1 as tf
@@ -397,14 +528,14 @@ def as_in_transformers(directory):
     assert len(names) == 4 + 12 * hparams['n_layer']
     for name in names:
         *scopes, last = re.sub(r'/h(\d+)/', r'/h/\1/', name).split('/')[1:]
-        last = {'g': 'weight', 'w': 'weight', 'b': 'bias'}.get(last, last + '.weight')
+        last = {'g': 'weight', 'w': 'weight', 'b': 'bias'}.get(last, f'{last}.weight')
         weight = state['.'.join(['transformer', *scopes, last])]
         weight.copy_(torch.from_numpy(reader.get_tensor(name)).reshape(weight.shape))
     return net.eval()
 
 
 def score_by_transformers(net, tokens, stride):
-    """Returns the log probabilities and ranks of all tokens but the first, and their slack.
+    """Return the log probabilities and ranks of all tokens but the first, and their slack.
 
     Windows end after n_ctx tokens, then `stride` further each, as in the guide of transformers to
     perplexity. The slack is the number of logits that rounding could move past the target's.
@@ -429,13 +560,16 @@ def score_by_transformers(net, tokens, stride):
     return np.concatenate(results, axis=1)
 
 
-def check_against_transformers(directory, tmp_path, stride):
-    """Compares LAMBADA, WikiText-2 and PTB: total log probabilities, and every target's rank."""
-    net = as_in_transformers(directory)
-    opened = checkpoint.open_model(directory.name, str(directory.parent))
-    run = evaluate.open_run(opened, 2, stride)
-    encode, end = opened.encoder.encode, opened.hparams.n_vocab - 1
-    assert opened.encoder.encoder['<|endoftext|>'] == end
+def check_against_transformers(directory, tmp_path, stride, n_bytes, n_passages):
+    """Compare the first passages of LAMBADA and bytes of WikiText-2 and PTB.
+
+    That is, the total log probabilities, and the rank of each target.
+    """
+    net = open_in_transformers(directory)
+    model_dir = open_model_dir(directory.name, str(directory.parent))
+    scorer = Scorer(model_dir)
+    encode, end = model_dir.encoder.encode, model_dir.hparams.n_vocab - 1
+    assert model_dir.encoder.end_of_text == end
 
     def check(tokens, scores):
         log_probs, ranks, slack = score_by_transformers(net, tokens, stride)
@@ -444,46 +578,49 @@ def check_against_transformers(directory, tmp_path, stride):
         assert (np.abs(scores.ranks - ranks) <= slack).all()
         return (scores.ranks == ranks).mean()
 
-    for name, read in [('wiki.test.tokens', corpora.read_wikitext),
-                       ('ptb.test.txt', corpora.read_ptb)]:
-        data = (pathlib.Path(DATA) / name).read_bytes()[:50000]
+    for name, read in [('wiki.test.tokens', readers.read_wikitext),
+                       ('ptb.test.txt', readers.read_ptb)]:
+        data = (pathlib.Path(DATA) / name).read_bytes()[:n_bytes]
         (tmp_path / name).write_bytes(data[:data.rindex(b'\n') + 1])
-        text, = read(str(tmp_path / name)).texts
-        tokens = [end] + encode(text)
-        scores, = run.scorer.score([tokens], 1, stride)
-        check(tokens, scores)
+        tokens = encode(read(str(tmp_path / name)).texts[0])
+        scores, = scorer.loglikelihood_rolling([tokens], 1, stride)
+        check([end, *tokens], scores)
 
-    lines = (pathlib.Path(DATA) / 'lambada_test.jsonl').read_text(encoding='utf-8').splitlines()
+    path = os.path.join(DATA, 'lambada_test.jsonl')
+    examples = readers.read_lambada(path, limit=n_passages)
+    found = scorer.loglikelihood([(encode(context), encode(target))
+                                  for context, target in examples], 2, stride)
     quotes = {'‘': "'", '’': "'", '“': '"', '”': '"'}
-    passages = ['\n' + ''.join(quotes.get(c, c) for c in json.loads(line)['text'])
-                for line in lines[:200]]
-    clozes = corpora.read_lambada(os.path.join(DATA, 'lambada_test.jsonl'), limit=200)
-    found = evaluate.score_targets(run, clozes)
+    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
     equal = []
-    for passage, scores in zip(passages, found):
-        tokens = ([end] + encode(passage))[-net.config.n_positions - 1:]
+    for line, scores in zip(lines, found):
+        passage = '\n' + ''.join(quotes.get(c, c) for c in json.loads(line)['text'])
+        tokens = [end, *encode(passage)][-net.config.n_positions - 1:]
         target = re.search(r' ?\S+$', passage).group()
         assert len(scores.ranks) == len(encode(target))
         equal.append(check(tokens, scores))
+    assert len(equal) == n_passages
     assert np.mean(equal) > 0.95  # the others have a neighbour that rounding moves past them
-
-
-needs_data = pytest.mark.skipif(not DATA, reason='needs real texts: set GPT2_TEST_DATA')
 
 
 @needs_data
 def test_the_small_model_scores_real_texts_as_in_transformers(tf, tmp_path):
-    check_against_transformers(ROOT / 'models' / '1M', tmp_path, stride=64)
+    torch = pytest.importorskip('torch')
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more wait for TensorFlow's, ten times as long
+    check_against_transformers(SRC.parent / 'models' / '1M', tmp_path, stride=64, n_bytes=10000,
+                               n_passages=100)
+    torch.set_num_threads(n_threads)
 
 
 @needs_data
+@only_long
 def test_the_shape_of_124m_scores_real_texts_as_in_transformers(tf, tmp_path):
-    if os.environ.get('GPT2_TEST_LONG') != '1':
-        pytest.skip('takes minutes and 3 GB: set GPT2_TEST_LONG=1')
+    """Takes minutes and 3 GB."""
     pytest.importorskip('transformers')
     shape = {'n_vocab': 50257, 'n_ctx': 1024, 'n_embd': 768, 'n_head': 12, 'n_layer': 12}
     directory = tmp_path / '124M'
     reference.write_checkpoint(directory, shape, reference.random_weights(shape, seed=0),
                                vocabulary_dir=os.path.join(DATA, 'gpt2-vocab'))
-    check_against_transformers(directory, tmp_path, stride=1024)
+    check_against_transformers(directory, tmp_path, stride=1024, n_bytes=50000, n_passages=200)
     shutil.rmtree(str(directory))

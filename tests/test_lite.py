@@ -1,5 +1,8 @@
-"""The CPU engine gives the graph engine's texts, and its files are there in whole or not at all."""
+"""The lite engine: export, interpreter, the choice of a token, and its decoder's own ways.
 
+What it shares with the graph, and the texts, are in test_decoders.py. A folder of converted weights
+is complete or not there.
+"""
 import fractions
 import os
 import shutil
@@ -12,285 +15,421 @@ import pytest
 import tensorflow.compat.v1 as tf
 from hypothesis import strategies
 
-import checkpoint
-import generation
 import reference
 import sample
+from gpt2 import runtime
+from gpt2.errors import ModelError, UserError
+from gpt2.lite import converted
+from gpt2.lite import logits as lite_logits
+from gpt2.model_dir import open_model_dir
+from gpt2.sampling import engines
+from gpt2.sampling.graph import GraphDecoder
+from gpt2.sampling.options import SamplingOptions
+from helpers import SRC, only_long
+from small_model import NEAR, PROMPTS, uniforms
 
-if tf.__version__.startswith('1.'):
-    pytest.skip('the lite engine needs TensorFlow 2', allow_module_level=True)
+IS_TF1 = tf.__version__.startswith('1.')
+needs_engine = pytest.mark.skipif(IS_TF1, reason='the lite engine needs TensorFlow 2')
+if not IS_TF1:
+    from gpt2.lite import decoder as lite_decoder
+    from gpt2.lite import export, interpreter
 
-import engine  # noqa: E402  (only where it works)
-import lite  # noqa: E402
-import lite_converter  # noqa: E402
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-HPARAMS = {'n_vocab': 257, 'n_ctx': 300, 'n_embd': 48, 'n_head': 3, 'n_layer': 2}
-PROMPTS = [[7], list(range(20)), list(range(250, 257)), [3] * 140, [1, 2], [255, 0, 9], [5] * 9,
-           [6]]
+TINY = {'n_vocab': 257, 'n_ctx': 64, 'n_embd': 48, 'n_head': 3, 'n_layer': 2}
+GREEDY, PLAIN = SamplingOptions(temperature=0), SamplingOptions()
 
 
 @pytest.fixture(scope='module')
 def opened(tmp_path_factory):
-    """A small random model, opened."""
+    """A small random model, opened, with its weights converted to float32."""
     models = tmp_path_factory.mktemp('models')
-    reference.write_checkpoint(models / 'tiny', HPARAMS, reference.random_weights(HPARAMS, 5))
-    return checkpoint.open_model('tiny', str(models))
+    reference.write_checkpoint(models / 'tiny', TINY, reference.random_weights(TINY, 5))
+    opened = open_model_dir('tiny', str(models))
+    if not IS_TF1:
+        with pytest.MonkeyPatch.context() as patch:  # an output layer in four slices
+            patch.setattr(export, 'SLICE_BYTES', 257 * 48 * 4 / 3.5)
+            converted.find_or_convert(opened, 'float32')
+    return opened
 
 
 @pytest.fixture(scope='module')
-def box():
-    """The model in the box, opened."""
-    return checkpoint.open_model('1M', os.path.join(ROOT, 'models'))
+def decoder(opened):
+    one = engines.open_decoder(opened, 'lite')
+    yield one
+    one.close()
 
 
-def graph_sampler(session, model, **options):
-    sampler = sample.Sampler(session, model.hparams, **options)
-    checkpoint.restore(session, model.directory)
-    return sampler
+@pytest.fixture
+def fresh(opened, tmp_path):
+    """A copy of the model whose weights are not converted."""
+    shutil.copytree(opened.path, str(tmp_path / 'tiny'), ignore=shutil.ignore_patterns('lite'))
+    return open_model_dir('tiny', str(tmp_path))
 
 
-def lite_sampler(model, dtype='float32', **options):
-    folder = lite_converter.convert(model.directory, model.hparams, dtype)
-    return lite.Sampler(folder, model.hparams, **options)
-
-
-def texts(sampler, prompts, length, first=0, seed=11):
-    indices = range(first, first + len(prompts))
-    return np.concatenate(list(generation.generate(sampler, prompts, indices, seed=seed,
-                                               length=length)), axis=1).tolist()
-
-
-@pytest.mark.parametrize('options', [
-    {}, {'temperature': 0}, {'temperature': 0.7, 'top_k': 20}, {'top_p': 0.8}])
-def test_same_texts_as_the_graph(opened, options):
-    with tf.Graph().as_default(), tf.Session() as session:
-        graph = texts(graph_sampler(session, opened, **options), PROMPTS, 150)
-    assert texts(lite_sampler(opened, **options), PROMPTS, 150) == graph
-
-
-def test_same_texts_for_any_batch(opened):
-    sampler = lite_sampler(opened)
-    together = texts(sampler, PROMPTS, 40)
-    assert together == [texts(sampler, [prompt], 40, first=i)[0]
-                        for i, prompt in enumerate(PROMPTS)]
-
-
-def test_same_texts_as_the_reference(opened):
-    weights = reference.random_weights(HPARAMS, 5)
-    for i, row in enumerate(texts(lite_sampler(opened), PROMPTS[:2], 12)):
-        tokens, gaps = reference.sample(weights, HPARAMS, PROMPTS[i], 12, 11, i)
-        sure = next((n for n, gap in enumerate(gaps) if gap < 1e-4), len(tokens))
-        assert row[:sure] == list(tokens[:sure])
-        assert sure > 0
-
-
-def test_same_texts_of_the_model_in_the_box(box):
-    start = [[box.encoder.encoder[checkpoint.END_OF_TEXT]]] * 8
-    with tf.Graph().as_default(), tf.Session() as session:
-        graph = texts(graph_sampler(session, box), start, 200)
-    sampler = lite_sampler(box)
-    assert texts(sampler, start, 200) == graph
-    assert texts(sampler, start[:1], 200) == graph[:1]
-
-
-def test_stop_token_ends_rows_and_text(opened):
-    plain = texts(lite_sampler(opened), PROMPTS, 60)
-    stop = plain[0][4]
-    stopped = texts(lite_sampler(opened, stop_token=stop), PROMPTS, 60)
-    for row, whole in zip(stopped, plain):
-        n = whole.index(stop) if stop in whole else len(row)
-        assert row[:n] == whole[:n]
-        assert set(row[n:]) <= {stop}
-
-
-def test_threads_change_no_bit(opened, monkeypatch):
-    monkeypatch.setattr(lite.cli, 'processors', lambda: 3)
-    results = []
-    for worth in (2 ** 30, 1):
-        monkeypatch.setattr(lite, 'THREAD_SCORES', worth)
-        sampler = lite_sampler(opened, logprobs=True)
-        results.append([texts(sampler, PROMPTS, 20), sampler.logprobs.tolist()])
-    assert results[0] == results[1]
-    assert [len(lite.shares(3, n)) for n in (1, 2, 9)] == [1, 2, 3]
-
-
-def test_prompts_are_read_in_pieces(opened, monkeypatch):
-    whole = texts(lite_sampler(opened), PROMPTS, 20)
-    monkeypatch.setattr(lite, 'PROMPT_TOKENS', 16)
-    assert texts(lite_sampler(opened), PROMPTS, 20) == whole
-
-
-def test_weights_of_another_model_are_not_converted(opened, tmp_path):
-    """Nor is what was converted used for other hyperparameters."""
-    lite_converter.convert(opened.directory, opened.hparams, 'float32')
-    shutil.copytree(opened.directory, str(tmp_path / 'tiny'))
-    path = tmp_path / 'tiny' / 'hparams.json'
-    path.write_text(path.read_text().replace('"n_layer": 2', '"n_layer": 1'))
-    changed = checkpoint.open_model('tiny', str(tmp_path))
-    for chosen in ('auto', 'graph', 'lite'):
-        with tf.Graph().as_default(), pytest.raises(checkpoint.ModelError, match='no such layer'):
-            engine.open_sampler(changed, chosen, 'float32')
-
-
-def test_who_can_read_the_model_can_read_what_was_converted(opened, tmp_path):
-    shutil.copytree(opened.directory, str(tmp_path / 'tiny'),
-                    ignore=shutil.ignore_patterns('lite'))
-    os.makedirs(str(tmp_path / 'tiny' / 'lite'))
-    os.chmod(str(tmp_path / 'tiny' / 'lite'), 0o755)
-    folder = lite_converter.convert(str(tmp_path / 'tiny'), opened.hparams, 'float32')
-    assert os.stat(folder).st_mode & 0o777 == 0o755
-
-
-def test_a_part_that_was_interrupted_has_its_room_made_again(opened, monkeypatch):
-    sampler = lite_sampler(opened, temperature=0)
-    expected = texts(sampler, PROMPTS[1:2], 9)
-    part = sampler._parts[1]
-    resized = part._interpreter
-
-    class Interrupting:
-        def __getattr__(self, name):
-            if name == 'AllocateTensors':
-                raise KeyboardInterrupt
-            return getattr(resized, name)
-    part._interpreter = Interrupting()
-    with pytest.raises(KeyboardInterrupt):
-        texts(sampler, PROMPTS[1:2], 9)
-    part._interpreter = resized
-    assert texts(sampler, PROMPTS[1:2], 9) == expected
-
-
-def test_checks_on_the_host(opened):
-    sampler = lite_sampler(opened)
-    for prompts in [[[]], [[257]], [[-1]], [[0] * 301]]:
-        with pytest.raises(ValueError):
-            sampler.start(prompts)
-    sampler.start([[0] * 299])
-    with pytest.raises(ValueError, match='too many'):
-        sampler.decode(3, np.full([1, 3, 34], 0.5, np.float32))
-
-
-def test_int8_stays_close_to_float32(box):
-    """Mean KL divergence of the next-token distributions along a text, and its perplexity."""
-    tokens = texts(lite_sampler(box), [[0]], 200)[0]
-
-    def log_probabilities(dtype):
-        sampler = lite_sampler(box, dtype)
-        sampler.start([[0]])
-        sampler._make_room(200)
-        read = sampler._step(np.array([[0] + tokens[:-1]]), np.array([0]), sampler._cache)
-        logits = sampler._logits(*read).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    exact, close = log_probabilities('float32'), log_probabilities('int8')
-    divergence = (np.exp(exact) * (exact - close)).sum(axis=1).mean()
-    assert 0 < divergence < 0.01
-    chosen = np.arange(200), tokens
-    assert abs(exact[chosen].mean() - close[chosen].mean()) < 0.01
-
-
-def test_conversion_is_whole_or_absent(opened, monkeypatch):
-    folder = lite_converter.convert(opened.directory, opened.hparams, 'float32')
-    parent = os.path.dirname(folder)
-    shutil.rmtree(folder)
+@pytest.fixture
+def fast_convert(monkeypatch):
+    """Converts in no time, to bytes that say what was converted; a list of all calls."""
     calls = []
-    real = lite_converter.convert_part
 
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-    monkeypatch.setattr(lite_converter, 'convert_part', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        lite_converter.convert(opened.directory, opened.hparams, 'float32')
-    assert not os.path.exists(folder)
-    assert not [name for name in os.listdir(parent) if name.startswith('partial-')]
-    monkeypatch.setattr(lite_converter, 'convert_part', real)
-    assert lite_converter.convert(opened.directory, opened.hparams, 'float32') == folder
-    assert os.path.isdir(folder)
+    def convert(n_embd, dtype, build, n_inputs, read):
+        calls.append((n_embd, dtype, n_inputs))
+        return repr(calls[-1]).encode('ascii')
+
+    if not IS_TF1:
+        monkeypatch.setattr(export, 'convert', convert)
+    return calls
 
 
-def test_other_weights_are_converted_anew(opened, tmp_path):
-    directory = str(tmp_path / 'tiny')
-    shutil.copytree(opened.directory, directory, ignore=shutil.ignore_patterns('lite'))
-    old = lite_converter.convert(directory, opened.hparams, 'float32')
-    other = lite_converter.convert(directory, opened.hparams, 'int8')
-    reference.write_checkpoint(directory, HPARAMS, reference.random_weights(HPARAMS, 6))
-    new = lite_converter.convert(directory, opened.hparams, 'float32')
-    assert new != old
-    assert not os.path.exists(old)
-    assert os.path.isdir(new)
-    assert os.path.isdir(other)  # of another dtype: replaced when that one is asked for
+def decode(one, prompts, length, options=PLAIN):
+    one.reset(len(prompts))
+    for row, prompt in enumerate(prompts):
+        one.prefill([row], prompt)
+    numbers = uniforms(11, range(len(prompts)), length, 257)
+    return one.decode(length, options, numbers, logprobs=True)
 
 
-def test_two_processes_convert_at_once(opened, tmp_path):
-    shutil.copytree(opened.directory, str(tmp_path / 'tiny'),
-                    ignore=shutil.ignore_patterns('lite'))
-    command = [sys.executable, os.path.join(ROOT, 'src', 'generate_unconditional_samples.py'),
-               '--model_name', 'tiny', '--models_dir', str(tmp_path), '--nsamples', '1', '--seed',
+def small_prompts():
+    return [[token % 257 for token in prompt] for prompt in PROMPTS]
+
+
+# ---- the folder of converted weights -------------------------------------------------------------
+
+@needs_engine
+def test_a_converted_folder_holds_the_embeddings_and_each_subgraph(opened):
+    folder = converted.converted_folder(opened.path, 'float32')
+    names = [f'head{i}.tflite' for i in range(4)] + [f'part{i}.tflite' for i in range(3)]
+    assert sorted(os.listdir(folder)) == [*names, 'wpe.npy', 'wte.npy']
+    weights = reference.random_weights(TINY, 5)
+    for name in ('wte', 'wpe'):
+        assert np.array_equal(np.load(os.path.join(folder, f'{name}.npy')),
+                              weights[f'model/{name}'])
+
+
+@needs_engine
+def test_a_folder_is_converted_once(fresh, fast_convert):
+    folder = converted.find_or_convert(fresh, 'float32')
+    assert folder == converted.converted_folder(fresh.path, 'float32') and os.path.isdir(folder)
+    assert fast_convert == [(48, 'float32', n) for n in (1, 2, 2, 1)]
+    assert converted.find_or_convert(fresh, 'float32') == folder and len(fast_convert) == 4
+    other = converted.find_or_convert(fresh, 'int8')
+    assert other != folder and os.path.isdir(folder) and os.path.isdir(other)
+    shutil.rmtree(folder)  # which anyone may
+    assert converted.find_or_convert(fresh, 'float32') == folder and os.path.isdir(folder)
+
+
+@needs_engine
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError('No space left on device')], ids=str)
+def test_a_conversion_is_complete_or_absent(fresh, fast_convert, monkeypatch, error):
+    """Wherever it is interrupted; and then it can be done again."""
+    folder = converted.converted_folder(fresh.path, 'float32')
+    parent, convert = os.path.dirname(folder), export.convert
+    for last in range(4):
+        fast_convert.clear()
+
+        def interrupted(*args, last=last, **kwargs):
+            if len(fast_convert) == last:
+                raise error
+            return convert(*args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(type(error) if isinstance(
+                error, OSError) else error):
+            patch.setattr(export, 'convert', interrupted)
+            converted.find_or_convert(fresh, 'float32')
+        assert os.listdir(parent) == []
+    assert converted.find_or_convert(fresh, 'float32') == folder and os.path.isdir(folder)
+
+
+@needs_engine
+def test_another_process_may_be_faster(fresh, fast_convert, monkeypatch):
+    """Both then use what the first one has converted."""
+    folder = converted.converted_folder(fresh.path, 'float32')
+    subgraphs = export.export_subgraphs
+
+    def slow(*args):
+        monkeypatch.setattr(export, 'export_subgraphs', subgraphs)
+        subgraphs(*args)
+        converted.find_or_convert(fresh, 'float32')  # meanwhile, in the other process
+        open(os.path.join(folder, 'by the other'), 'w').close()
+
+    monkeypatch.setattr(export, 'export_subgraphs', slow)
+    assert converted.find_or_convert(fresh, 'float32') == folder
+    assert 'by the other' in os.listdir(folder)
+    assert os.listdir(os.path.dirname(folder)) == [os.path.basename(folder)]
+
+
+@only_long
+@needs_engine
+def test_two_processes_convert_at_the_same_time(fresh):
+    command = [sys.executable, str(SRC / 'generate_unconditional_samples.py'), '--model_name',
+               'tiny', '--models_dir', os.path.dirname(fresh.path), '--nsamples', '1', '--seed',
                '1', '--length', '10', '--engine', 'lite']
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                  for _ in range(2)]
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert results[0][0] == results[1][0]
-    assert len(os.listdir(str(tmp_path / 'tiny' / 'lite'))) == 1
+    assert len(os.listdir(os.path.join(fresh.path, 'lite'))) == 1
 
 
-def test_auto_takes_converted_weights_and_never_converts(opened, tmp_path, monkeypatch):
-    shutil.copytree(opened.directory, str(tmp_path / 'tiny'),
-                    ignore=shutil.ignore_patterns('lite'))
-    model = checkpoint.open_model('tiny', str(tmp_path))
-    assert isinstance(engine.open_sampler(model, 'auto', 'float32'), sample.Sampler)
-    assert not os.path.exists(os.path.join(model.directory, 'lite'))
-    assert isinstance(engine.open_sampler(model, 'lite', 'float32'), lite.Sampler)
-    assert isinstance(engine.open_sampler(model, 'auto', 'float32'), lite.Sampler)
-    assert isinstance(engine.open_sampler(model, 'auto', 'int8'), lite.Sampler)
+@needs_engine
+def test_other_weights_sizes_versions_and_formats_are_converted_again(fresh, fast_convert,
+                                                                      monkeypatch):
+    """What it replaces, of the same dtype, is removed."""
+    first = converted.find_or_convert(fresh, 'float32')
+    int8 = converted.find_or_convert(fresh, 'int8')
+    folders = [first]
+
+    def convert_again():
+        again = open_model_dir('tiny', os.path.dirname(fresh.path))
+        folders.append(converted.find_or_convert(again, 'float32'))
+        assert folders[-1] not in folders[:-1]
+        assert sorted(os.listdir(os.path.join(fresh.path, 'lite'))) == sorted(
+            map(os.path.basename, [folders[-1], int8]))
+
+    reference.write_checkpoint(fresh.path, TINY, reference.random_weights(TINY, 6))
+    convert_again()
+    reference.write_checkpoint(fresh.path, dict(TINY, n_head=4), reference.random_weights(TINY, 6))
+    convert_again()
+    monkeypatch.setattr(converted, 'FORMAT', converted.FORMAT + 1)
+    convert_again()
+    monkeypatch.setattr(runtime, 'tensorflow_version', lambda: '2.99.1')
+    convert_again()
 
 
-def test_tensorflow_is_not_imported_for_converted_weights(opened):
+@needs_engine
+def test_weights_of_another_model_are_not_converted(opened, tmp_path):
+    """Nor is what was converted used for other sizes."""
+    shutil.copytree(opened.path, str(tmp_path / 'tiny'))
+    path = tmp_path / 'tiny' / 'hparams.json'
+    path.write_text(path.read_text().replace('"n_layer": 2', '"n_layer": 1'))
+    changed = open_model_dir('tiny', str(tmp_path))
+    for engine in ('auto', 'lite'):
+        with pytest.raises(ModelError, match='no such layer'):
+            engines.open_decoder(changed, engine)
+
+
+@needs_engine
+def test_who_can_read_the_model_can_read_what_was_converted(fresh, fast_convert):
+    os.makedirs(os.path.join(fresh.path, 'lite'))
+    os.chmod(os.path.join(fresh.path, 'lite'), 0o755)
+    folder = converted.find_or_convert(fresh, 'float32')
+    assert os.stat(folder).st_mode & 0o777 == 0o755
+
+
+# ---- which engine --------------------------------------------------------------------------------
+
+@needs_engine
+def test_auto_takes_converted_weights_and_never_converts(fresh, fast_convert, monkeypatch):
+    monkeypatch.setattr(lite_decoder, 'LiteDecoder', lambda folder, hparams: folder)
+    monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir: 'graph')
+    monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
+    assert engines.open_decoder(fresh) == 'graph'
+    assert not os.path.exists(os.path.join(fresh.path, 'lite'))
+    folders = {dtype: converted.converted_folder(fresh.path, dtype)
+               for dtype in ('float32', 'int8')}
+    assert engines.open_decoder(fresh, 'lite') == folders['float32']
+    assert engines.open_decoder(fresh) == folders['float32']
+    assert engines.open_decoder(fresh, 'graph') == 'graph'
+    assert engines.open_decoder(fresh, dtype='int8') == folders['int8']
+    monkeypatch.setattr(runtime, 'has_gpu', lambda: True)
+    assert engines.open_decoder(fresh) == 'graph'
+    assert engines.open_decoder(fresh, 'lite') == folders['float32']
+
+
+def test_tensorflow_1_has_the_graph_alone(fresh, monkeypatch):
+    monkeypatch.setattr(runtime, 'is_tensorflow_1', lambda: True)
+    monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir: 'graph')
+    monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
+    os.makedirs(converted.converted_folder(fresh.path, 'float32'))
+    assert engines.open_decoder(fresh) == 'graph'
+    for chosen in [('lite', 'float32'), ('lite', 'int8'), ('auto', 'int8')]:
+        with pytest.raises(UserError, match='the lite engine needs TensorFlow 2, and this is .*; '
+                                            'use --engine graph'):
+            engines.open_decoder(fresh, *chosen)
+
+
+# ---- the interpreter -----------------------------------------------------------------------------
+
+@needs_engine
+def test_a_subgraph_takes_any_number_of_tokens(opened, decoder):
+    """The first one, held to the reference: normalization, queries, keys and values."""
+    weights = reference.random_weights(TINY, 5)
+    subgraph = interpreter.Subgraph(os.path.join(
+        converted.converted_folder(opened.path, 'float32'), 'part0.tflite'))
+    for n in (1, 5, 2, 2, 300, 1):
+        x = np.float32(np.random.RandomState(n).randn(n, 48))
+        found, qkv = subgraph(x)
+        h = reference.layer_norm(np.float64(x), weights['model/h0/ln_1/g'],
+                                 weights['model/h0/ln_1/b'])
+        expected = reference.linear(h, np.float64(weights['model/h0/attn/c_attn/w']),
+                                    weights['model/h0/attn/c_attn/b'])
+        assert np.array_equal(found, x)
+        np.testing.assert_allclose(qkv, expected, rtol=0, atol=1e-4)
+
+
+@needs_engine
+def test_a_subgraph_that_was_interrupted_allocates_its_memory_again(decoder):
+    expected = decode(decoder, small_prompts()[4:5], 9, GREEDY)[0].tolist()
+    block = decoder._blocks[1]
+    resized = block._interpreter
+
+    class Interrupting:
+        def __getattr__(self, name):
+            if name == 'AllocateTensors':
+                raise KeyboardInterrupt
+            return getattr(resized, name)
+
+    block._interpreter = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        decode(decoder, small_prompts()[4:5], 9, GREEDY)
+    block._interpreter = resized
+    assert decode(decoder, small_prompts()[4:5], 9, GREEDY)[0].tolist() == expected
+
+
+@needs_engine
+def test_tensorflow_is_not_imported_for_converted_weights(opened, decoder):
     """Importing it takes longer than a short text does."""
-    lite_converter.convert(opened.directory, opened.hparams, 'float32')
     program = """
 import sys
-import checkpoint, engine, generation
-model = checkpoint.open_model('tiny', sys.argv[1])
-sampler = engine.open_sampler(model, 'auto', 'float32', top_k=20)
-print(next(generation.generate(sampler, [[7]], [0], seed=11, length=1)).tolist())
+from gpt2.model_dir import open_model_dir
+from gpt2.sampling import engines, options, rng
+decoder = engines.open_decoder(open_model_dir('tiny', sys.argv[1]), 'auto')
+decoder.reset(1)
+decoder.prefill([0], [7])
+uniforms = rng.draw_uniforms([rng.sample_rng(11, 0)], 9, 257)
+print(decoder.decode(9, options.SamplingOptions(top_k=20), uniforms)[0].tolist())
 print('tensorflow' in sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, '-c', program, os.path.dirname(opened.directory)], check=True,
-        env=dict(os.environ, PYTHONPATH=os.path.join(ROOT, 'src')), stdout=subprocess.PIPE)
-    token, imported = done.stdout.decode().splitlines()
-    assert token == str([texts(lite_sampler(opened, top_k=20), [[7]], 1)[0]])
-    gpu = engine.has_gpu()
+        [sys.executable, '-c', program, os.path.dirname(opened.path)], check=True,
+        env=dict(os.environ, PYTHONPATH=str(SRC)), stdout=subprocess.PIPE)
+    tokens, imported = done.stdout.decode().splitlines()
+    assert tokens == str(decode(decoder, [[7]], 9, SamplingOptions(top_k=20))[0].tolist())
     old = tuple(map(int, tf.__version__.split('.')[:2])) < (2, 20)
-    assert imported == str(gpu or old)
+    assert imported == str(runtime.has_gpu() or old)
 
 
-@pytest.mark.parametrize('options', [
-    {'temperature': 0}, {}, {'top_k': 1}, {'top_k': 40}, {'top_p': 0.9}, {'top_p': 1e-9},
-    {'temperature': 0.5, 'top_k': 300, 'top_p': 0.5}])
-def test_picks_as_the_graph_does(options):
+# ---- the decoder ---------------------------------------------------------------------------------
+
+@needs_engine
+def test_texts_with_an_output_layer_in_slices_are_those_of_the_reference(decoder):
+    tokens, _ = decode(decoder, small_prompts()[:3], 12)
+    for index, prompt in enumerate(small_prompts()[:3]):
+        expected, gaps = reference.sample(reference.random_weights(TINY, 5), TINY, prompt, 12, 11,
+                                          index)
+        n = next((i for i, gap in enumerate(gaps) if gap < NEAR), 12)
+        assert n > 3 and tokens[index, :n].tolist() == expected[:n]
+
+
+@needs_engine
+def test_threads_change_no_bit(decoder, monkeypatch):
+    monkeypatch.setattr(runtime, 'processors', lambda: 3)
+    results = []
+    for scores in (2**30, 1):
+        monkeypatch.setattr(lite_decoder, 'THREAD_SCORES', scores)
+        results.append([part.tolist() for part in decode(decoder, small_prompts(), 20)])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize('processors, n_head, n_scores, slices', [
+    (3, 12, 1, [12]), (3, 12, 2**30, [4, 4, 4]), (3, 2, 2**30, [1, 1]),
+    (4, 10, 2**30, [2, 3, 2, 3]), (8, 12, 3 * 2**16, [4, 4, 4]), (1, 12, 2**30, [12]),
+    (2, 25, 2**17, [12, 13]),
+])
+@needs_engine
+def test_heads_are_divided_among_threads_if_that_is_worth_it(monkeypatch, processors, n_head,
+                                                             n_scores, slices):
+    monkeypatch.setattr(runtime, 'processors', lambda: processors)
+    found = lite_decoder.head_slices(n_head, n_scores)
+    assert [part.stop - part.start for part in found] == slices
+    assert [head for part in found for head in range(n_head)[part]] == list(range(n_head))
+
+
+@needs_engine
+def test_a_long_prompt_is_read_in_pieces(decoder, monkeypatch):
+    whole, _ = decode(decoder, small_prompts(), 20)
+    monkeypatch.setattr(lite_decoder, 'PROMPT_TOKENS', 8)
+    assert decode(decoder, small_prompts(), 20)[0].tolist() == whole.tolist()
+
+
+# ---- from logits to a token, in NumPy ------------------------------------------------------------
+
+SETTINGS = [
+    {'temperature': 0}, {}, {'top_k': 1}, {'top_k': 40}, {'top_k': 1000}, {'top_p': 0.9},
+    {'top_p': 0}, {'top_p': 1e-9}, {'top_p': 1e-50}, {'temperature': 1e-50}, {'temperature': 1e30},
+    {'temperature': 0.5, 'top_k': 300, 'top_p': 0.5}]
+
+
+@pytest.fixture(scope='module')
+def rows():
+    """Logits [200, 1000], some with ties and far from 0, and random numbers [200, 2R]."""
     random = np.random.RandomState(3)
     logits = random.normal(0, 3, [200, 1000]).astype(np.float32)
-    logits[:100] = np.round(logits[:100])  # ties
-    uniforms = generation.random_uniforms([generation.random_stream(0, i) for i in range(200)], 1,
-                                          1000)[:, 0]
+    logits[:100] = np.round(logits[:100])
+    logits[50:150] += np.float32(random.normal(0, 100, [100, 1]))
+    return logits, uniforms(0, range(200), 1)[:, 0]
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize('options', SETTINGS, ids=str)
+def test_tokens_are_those_of_the_reference(rows, options):
+    logits, u = rows
+    checked = {**options, 'top_p': options.get('top_p') or 1}
+    processed = lite_logits.process_logits(logits, SamplingOptions(**options))
+    tokens = lite_logits.sample_token(logits, u, SamplingOptions(**options))
+    scores = lite_logits.token_logprobs(logits, tokens, SamplingOptions(**options))
+    differ = 0
+    for row, token, weights, score, numbers in zip(logits, tokens, processed, scores, u):
+        own = reference.softmax(np.float64(row))
+        np.testing.assert_allclose(score[0], np.log(own[token]), rtol=1e-5, atol=1e-4)
+        if options.get('temperature') == 0:
+            assert token == row.argmax() and score[1] == 0
+            continue
+        kept = reference.warp_logits(row, **checked)
+        wanted, gap = reference.draw(kept, numbers)
+        assert token == wanted or gap < NEAR
+        differ += token != wanted
+        drawn = reference.softmax(kept)
+        assert not weights[1000:].any()
+        assert np.sum((weights[:1000] > 0) != (drawn > 0)) <= 1
+        np.testing.assert_allclose(weights[:1000] / weights.sum(), drawn, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(score[1], np.log(drawn[token]), rtol=0, atol=1e-4)
+    assert differ <= 2
+
+
+@pytest.mark.parametrize('options', SETTINGS, ids=str)
+def test_tokens_are_those_of_the_graph(rows, graph_tokens, options):
+    logits, u = rows
+    found = lite_logits.sample_token(logits, u, SamplingOptions(**options))
+    assert found.tolist() == graph_tokens(**options)
+
+
+@pytest.fixture(scope='module')
+def graph_tokens(rows):
+    """A function from options to the tokens that `sample.sample_token` chooses."""
+    logits, u = rows
     with tf.Graph().as_default(), tf.Session() as session:
-        wanted = session.run(sample.pick(tf.constant(logits), tf.constant(uniforms), **options))
-    options = dict({'temperature': 1, 'top_k': 0, 'top_p': 1}, **options)
-    assert lite.pick(logits, uniforms, **options).tolist() == wanted.tolist()
+        options = {'temperature': tf.placeholder(tf.float64, []),
+                   'top_k': tf.placeholder(tf.int32, []), 'top_p': tf.placeholder(tf.float64, [])}
+        token = sample.sample_token(tf.constant(logits), tf.constant(u), **options)
+        yield lambda temperature=1, top_k=0, top_p=1: session.run(
+            token, dict(zip(options.values(), [temperature, top_k, top_p]))).tolist()
 
 
+@pytest.mark.pure
+def test_the_first_of_equals_is_the_likeliest():
+    logits = np.zeros([2, 9], np.float32)
+    logits[1, 3:5] = 1
+    assert lite_logits.sample_token(logits, None, GREEDY).tolist() == [0, 3]
+
+
+@pytest.mark.pure
+@hypothesis.settings(deadline=None, derandomize=True)
 @hypothesis.given(strategies.lists(strategies.floats(0, 1, width=32), min_size=1, max_size=60),
                   strategies.data())
-def test_limits_of_top_k_and_top_p(weights, data):
+def test_thresholds_of_top_k_and_top_p_are_exact(weights, data):
     weights = np.array(weights + [1], np.float32)
     k = data.draw(strategies.integers(1, len(weights)))
-    assert lite.kth_largest(weights, k) == np.sort(weights)[-k]
+    assert lite_logits.top_k_threshold(weights, k) == np.sort(weights)[-k]
     p = data.draw(strategies.floats(0.01, 0.99))
     # From the definition, in exact arithmetic: a token stays if the larger ones sum to less than p.
     exact = [fractions.Fraction(float(weight)) for weight in weights]
@@ -298,4 +437,14 @@ def test_limits_of_top_k_and_top_p(weights, data):
     hypothesis.assume(all(abs(mass - fractions.Fraction(p) * sum(exact)) > 1e-9 for mass in larger))
     kept = [weight for weight, mass in zip(weights, larger)
             if mass < fractions.Fraction(p) * sum(exact)]
-    assert lite.smallest_of_nucleus(weights, p) == min(kept)
+    assert lite_logits.nucleus_threshold(weights, p) == min(kept)
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize('k', [1, 7, 255, 256, 257, 1000, 50256, 50257])
+def test_the_threshold_of_top_k_in_the_released_vocabulary(k):
+    random = np.random.RandomState(k)
+    for weights in [random.rand(50257), np.round(random.rand(50257), 2), np.arange(50257.),
+                    np.arange(50257.)[::-1], np.zeros(50257)]:
+        weights = np.float32(weights)
+        assert lite_logits.top_k_threshold(weights, k) == np.sort(weights)[-k]

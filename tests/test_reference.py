@@ -1,4 +1,7 @@
-"""The yardstick itself, held to others' code, known answers and hand-worked cases."""
+"""Test reference.py, the oracle, against transformers, known answers and cases worked by hand.
+
+What must be the same under every NumPy or needs TensorFlow is not marked pure.
+"""
 import json
 import math
 import os
@@ -8,6 +11,9 @@ import numpy as np
 import pytest
 
 import reference
+from helpers import chi_square, chi_square_bound, huggingface_logits
+
+pure = pytest.mark.pure
 
 TINY = {'n_vocab': 257, 'n_ctx': 32, 'n_embd': 32, 'n_head': 4, 'n_layer': 3}
 INF = math.inf
@@ -21,6 +27,7 @@ def weights():
 # ---- weights -----------------------------------------------------------------------------------
 
 
+@pure
 @pytest.mark.parametrize('layers, heads, width, parameters', [
     (12, 12, 768, 124439808),
     (24, 16, 1024, 354823168),
@@ -40,13 +47,14 @@ def test_random_weights_are_reproducible_and_well_scaled(weights):
     again, other = reference.random_weights(TINY, 0), reference.random_weights(TINY, 1)
     assert all(np.array_equal(weights[name], again[name]) for name in weights)
     assert not any(np.array_equal(weights[name], other[name]) for name in weights)
-    # The first bits under seed 0, so that every NumPy is seen to agree.
+    # The first values under seed 0, stored: every NumPy must agree.
     assert weights['model/wpe'][0, :3].tolist() == [
         -0.09147361665964127, -0.22231465578079224, -0.2993665635585785]
     logits = reference.forward(weights, TINY, range(32))
     assert 1 < logits.std() < 3 and np.abs(logits).max() < 15
 
 
+@pure
 def test_every_variable_moves_the_logits(weights):
     tokens = np.arange(32) * 7 % 257
     logits = reference.forward(weights, TINY, tokens)
@@ -59,32 +67,7 @@ def test_every_variable_moves_the_logits(weights):
 # ---- the transformer ---------------------------------------------------------------------------
 
 
-def huggingface_logits(weights, hparams, tokens):
-    torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
-    config = transformers.GPT2Config(
-        vocab_size=hparams['n_vocab'], n_positions=hparams['n_ctx'], n_embd=hparams['n_embd'],
-        n_head=hparams['n_head'], n_layer=hparams['n_layer'], bos_token_id=0, eos_token_id=0)
-    assert config.activation_function == 'gelu_new' and config.layer_norm_epsilon == 1e-5
-    state = {}
-    for name, w in weights.items():
-        parts = name.split('/')[1:]
-        if parts[0] in ('wte', 'wpe'):
-            parts.append('weight')
-        else:
-            parts[-1] = {'g': 'weight', 'b': 'bias', 'w': 'weight'}[parts[-1]]
-        if parts[0][1:].isdigit():
-            parts[:1] = ['h', parts[0][1:]]
-        w = np.asarray(w, np.float64)
-        state['.'.join(['transformer'] + parts)] = torch.tensor(w[0] if w.ndim == 3 else w)
-    model = transformers.GPT2LMHeadModel(config).double().eval()
-    missing = model.load_state_dict(state, strict=False)
-    assert missing.missing_keys == ['lm_head.weight'] and not missing.unexpected_keys
-    model.tie_weights()
-    with torch.no_grad():
-        return model(torch.tensor([list(tokens)])).logits[0].numpy()
-
-
+@pure
 @pytest.mark.parametrize('changes', [
     {}, {'n_head': 1, 'n_layer': 1}, {'n_embd': 48, 'n_head': 3, 'n_vocab': 50},
 ])
@@ -99,7 +82,7 @@ def test_logits_equal_those_of_transformers(changes):
 
 
 def test_logits_equal_stored_ones():
-    """The same comparison where torch cannot be installed: transformers' float64 logits, stored."""
+    """The same comparison without torch: float64 logits of transformers, stored."""
     hparams = {'n_vocab': 3, 'n_ctx': 4, 'n_embd': 4, 'n_head': 2, 'n_layer': 2}
     weights = {}
     for i, (name, shape) in enumerate(reference.shapes(hparams).items()):
@@ -113,7 +96,8 @@ def test_logits_equal_stored_ones():
     ], rtol=0, atol=1e-9)
 
 
-def test_a_position_sees_only_what_is_before_it(weights):
+@pure
+def test_a_position_depends_only_on_those_before_it(weights):
     tokens = [5, 6, 7, 8, 9]
     logits = reference.forward(weights, TINY, tokens)
     np.testing.assert_allclose(
@@ -123,6 +107,7 @@ def test_a_position_sees_only_what_is_before_it(weights):
     assert np.abs(changed[2:] - logits[2:]).max(axis=-1).min() > 0.1
 
 
+@pure
 @pytest.mark.parametrize('tokens', [[], [257], [-1], [0] * 33, [[1, 2]]])
 def test_forward_refuses_what_the_model_cannot_take(weights, tokens):
     with pytest.raises(ValueError):
@@ -132,10 +117,11 @@ def test_forward_refuses_what_the_model_cannot_take(weights, tokens):
 # ---- which tokens may come next ----------------------------------------------------------------
 
 
+@pure
 @pytest.mark.parametrize('k, kept', [
     (0, [1, 1, 1, 1, 1]),
     (1, [0, 1, 0, 0, 0]),
-    (2, [1, 1, 0, 1, 0]),  # the second largest is there twice: both stay
+    (2, [1, 1, 0, 1, 0]),  # the second largest occurs twice: both stay
     (3, [1, 1, 0, 1, 0]),
     (4, [1, 1, 1, 1, 0]),
     (5, [1, 1, 1, 1, 1]),
@@ -144,16 +130,18 @@ def test_top_k_by_hand(k, kept):
     assert reference.top_k_keep([2., 3., -1., 2., -5.], k).tolist() == [bool(x) for x in kept]
 
 
+@pure
 @pytest.mark.parametrize('k', [-1, 6])
-def test_top_k_out_of_range(k):
+def test_top_k_refuses_values_out_of_range(k):
     with pytest.raises(ValueError):
         reference.top_k_keep(np.zeros(5), k)
 
 
+@pure
 @pytest.mark.parametrize('p, kept', [
     (0.01, [0, 1, 0, 0, 0]),   # one token always stays
     (0.39, [0, 1, 0, 0, 0]),
-    (0.41, [1, 1, 0, 1, 0]),   # the token that crosses p stays, and so does its equal
+    (0.41, [1, 1, 0, 1, 0]),   # the token that crosses p stays, and so does its twin
     (0.79, [1, 1, 0, 1, 0]),
     (0.81, [1, 1, 1, 1, 0]),
     (0.949, [1, 1, 1, 1, 0]),
@@ -165,26 +153,30 @@ def test_top_p_by_hand(p, kept):
     assert reference.top_p_keep(logits, p).tolist() == [bool(x) for x in kept]
 
 
-def test_top_p_at_the_very_edge():
+@pure
+def test_top_p_at_the_exact_threshold():
     logits = [1., 0.]
     p = reference.softmax(np.array(logits))[0]
     assert reference.top_p_keep(logits, p).tolist() == [True, False]  # p is reached by the first
     assert reference.top_p_keep(logits, np.nextafter(p, 1)).tolist() == [True, True]
 
 
+@pure
 @pytest.mark.parametrize('p', [0.01, 0.5, 0.999, 1])
-def test_top_p_keeps_equals_together(p):
+def test_top_p_keeps_equal_tokens_together(p):
     assert reference.top_p_keep(np.zeros(8), p).all()
     kept = reference.top_p_keep([0., 0., -INF, -INF], p)
     assert kept.tolist() == [True, True, p == 1, p == 1]
 
 
+@pure
 @pytest.mark.parametrize('p', [0, -0.1, 1.1])
-def test_top_p_out_of_range(p):
+def test_top_p_refuses_values_out_of_range(p):
     with pytest.raises(ValueError):
         reference.top_p_keep(np.zeros(5), p)
 
 
+@pure
 def test_top_p_follows_its_definition():
     rng = np.random.RandomState(0)
     for _ in range(200):
@@ -195,9 +187,10 @@ def test_top_p_follows_its_definition():
         assert reference.top_p_keep(logits, p).tolist() == kept
         mass = probabilities[kept].sum()
         least = probabilities[kept].min()
-        assert mass >= p > mass - probabilities[probabilities == least].sum()  # and is smallest
+        assert mass >= p > mass - probabilities[probabilities == least].sum()  # no smaller set does
 
 
+@pure
 def test_warp_by_hand():
     logits = np.log([0.1, 0.2, 0.3, 0.4])
     np.testing.assert_allclose(reference.warp(logits), [0.1, 0.2, 0.3, 0.4])
@@ -205,13 +198,14 @@ def test_warp_by_hand():
         reference.warp(logits, temperature=0.5), np.array([1, 4, 9, 16]) / 30)
     np.testing.assert_allclose(reference.warp(logits, top_k=2), [0, 0, 3 / 7, 4 / 7])
     np.testing.assert_allclose(reference.warp(logits, top_p=0.6), [0, 0, 3 / 7, 4 / 7])
-    # top-p counts the mass that top-k left: 4/7 is below 0.6, but above 0.55.
+    # top-p counts the mass of what top-k kept: 4/7 is below 0.6, but above 0.55.
     np.testing.assert_allclose(reference.warp(logits, top_k=2, top_p=0.6), [0, 0, 3 / 7, 4 / 7])
     np.testing.assert_allclose(reference.warp(logits, top_k=2, top_p=0.55), [0, 0, 0, 1])
-    # and temperature comes first: 16/30 is above 0.5, where 0.4 is not.
+    # Temperature comes first: 16/30 is above 0.5, and 0.4 is not.
     np.testing.assert_allclose(reference.warp(logits, 0.5, top_p=0.5), [0, 0, 0, 1])
 
 
+@pure
 def test_warp_at_extreme_temperatures():
     assert reference.warp([1., 3., 3., 2.], temperature=0).tolist() == [0, 1, 0, 0]
     assert reference.warp([1e4, 0.], temperature=1e-6).tolist() == [1, 0]
@@ -234,7 +228,7 @@ def test_uniforms_are_those_of_philox():
 
 
 @pytest.mark.parametrize('n_vocab, width', [(1, 2), (4, 4), (5, 6), (257, 34), (50257, 450)])
-def test_uniforms_are_exact_in_float32_and_inside_0_1(n_vocab, width):
+def test_uniforms_are_exact_in_float32_and_strictly_between_0_and_1(n_vocab, width):
     u = reference.uniforms(0, 0, 100, n_vocab)
     assert u.shape == (100, width) and u.dtype == np.float64
     assert u.min() > 0 and u.max() < 1
@@ -245,7 +239,7 @@ def test_uniforms_are_exact_in_float32_and_inside_0_1(n_vocab, width):
         assert 0 < extreme < 1 and float(extreme) == (bits + 0.5) * 2**-23
 
 
-def test_uniforms_depend_on_seed_index_and_position_alone():
+def test_uniforms_depend_only_on_seed_index_and_position():
     long = reference.uniforms(7, 1, 20, 257)
     assert np.array_equal(reference.uniforms(7, 1, 6, 257), long[:6])
     others = [reference.uniforms(s, i, 20, 257) for s, i in [(7, 0), (7, 2), (1, 7), (8, 1)]]
@@ -257,21 +251,22 @@ def test_uniforms_depend_on_seed_index_and_position_alone():
     assert reference.uniforms(7, 1, 0, 257).shape == (0, 34)
 
 
+@pure
 def test_draw_by_hand():
-    # [[0, dropped], [dropped, 0]]: the rows tie, so the larger uniform wins; one column is left.
+    # [[0, dropped], [dropped, 0]]: the rows tie, so the larger uniform wins; one column remains.
     logits = [0., -INF, -INF, 0.]
     gumbel = [-math.log(-math.log(u)) for u in (0.9, 0.1)]
     token, gap = reference.draw(logits, [0.9, 0.1, 0.5, 0.5])
     assert token == 0 and gap == pytest.approx(gumbel[0] - gumbel[1])
     token, gap = reference.draw(logits, [0.1, 0.9, 0.99, 0.01])
     assert token == 3 and gap == pytest.approx(gumbel[0] - gumbel[1])
-    # All four equal: row, then column, and the gap is the smaller one.
+    # All four are equal: the row is drawn, then the column; the smaller gap counts.
     token, gap = reference.draw(np.zeros(4), [0.1, 0.9, 0.5, 0.4])
     assert token == 2
     assert gap == pytest.approx(math.log(math.log(0.4) / math.log(0.5)))
     # Equal scores: the lowest index wins, with no gap.
     assert reference.draw(np.zeros(4), [0.5] * 4) == (0, 0)
-    # A row counts with the sum of its weights: 3 against 1 makes up for log 3 of Gumbel noise.
+    # A row counts with its total weight: 3 to 1 makes up for log 3 of Gumbel noise.
     logits = np.log([1.5, 1.5, 1., 1e-30])
     u = math.exp(-math.exp(-1.))  # Gumbel 1
     for noise, row in [(1 + math.log(3) - 0.01, 0), (1 + math.log(3) + 0.01, 1)]:
@@ -279,6 +274,7 @@ def test_draw_by_hand():
         assert token // 2 == row and gap == pytest.approx(0.01)
 
 
+@pure
 def test_draw_with_one_token_left_has_no_rival():
     for token in range(5):
         logits = np.where(np.arange(5) == token, -3., -INF)
@@ -286,6 +282,7 @@ def test_draw_with_one_token_left_has_no_rival():
     assert reference.draw([0.], [0.5, 0.5]) == (0, INF)
 
 
+@pure
 def test_draw_far_below_the_best():
     logits = np.array([0., 0., -2000., -2001.])
     token, gap = reference.draw(logits, [0.5, 0.5, 0.9, 0.1])
@@ -294,32 +291,14 @@ def test_draw_far_below_the_best():
     assert token == 0 and gap == pytest.approx(2000)
 
 
+@pure
 @pytest.mark.parametrize('logits, u', [([-INF] * 4, [0.5] * 4), ([0.] * 4, [0.5] * 6)])
-def test_draw_refuses_nonsense(logits, u):
+def test_draw_refuses_no_finite_logit_and_too_many_uniforms(logits, u):
     with pytest.raises(ValueError):
         reference.draw(logits, u)
 
 
-def chi_square(counts, probabilities):
-    """Return Pearson's statistic over the possible outcomes; the others must not occur."""
-    counts, probabilities = np.ravel(counts), np.ravel(probabilities)
-    assert not counts[probabilities == 0].any()
-    expected = counts.sum() * probabilities[probabilities > 0]
-    assert expected.min() > 5
-    return float(np.sum((counts[probabilities > 0] - expected)**2 / expected))
-
-
-def chi_square_bound(freedom, z=3.719):
-    """Return the quantile of chi-square at the normal quantile z, by default 0.9999.
-
-    Wilson and Hilferty, "The distribution of chi-square", PNAS 17 (1931): the cube root of
-    chi-square / freedom is nearly normal, with mean 1 - a and variance a for a = 2 / (9 freedom).
-    So far out it is a little too large for few degrees of freedom, by 1 % at 5.
-    """
-    a = 2 / (9 * freedom)
-    return freedom * (1 - a + z * math.sqrt(a))**3
-
-
+@pure
 def test_chi_square_bound_agrees_with_the_tables():
     for freedom, table in [(5, 20.515), (10, 29.588), (30, 59.703), (100, 149.449)]:
         assert chi_square_bound(freedom, z=3.0902) == pytest.approx(table, rel=0.015)
@@ -328,6 +307,7 @@ def test_chi_square_bound_agrees_with_the_tables():
 LOGITS = np.array([0.5, -1., 2., 0., 1.5, 0.5, -0.5, -9., 1., 0.2, 1.2])  # in a 4 x 4 table
 
 
+@pure
 @pytest.mark.parametrize('warping', [
     {'top_k': 10}, {'temperature': 0.7, 'top_k': 8}, {'top_p': 0.8},
     {'temperature': 1.3, 'top_k': 7, 'top_p': 0.9},
@@ -340,10 +320,11 @@ def test_draw_has_the_exact_probabilities(warping):
     counts = np.bincount(tokens, minlength=len(LOGITS))
     bound = chi_square_bound(np.count_nonzero(probabilities) - 1)
     assert chi_square(counts, probabilities) < bound
-    # The bound has teeth: probabilities flattened a little are told apart.
+    # The test has power: slightly flatter probabilities exceed the bound.
     assert chi_square(counts, reference.softmax(kept * 0.8)) > bound
 
 
+@pure
 @pytest.mark.parametrize('across', ['steps', 'indices', 'seeds'])
 def test_neighbouring_draws_are_independent(across):
     kept = reference.warp_logits(LOGITS, top_k=4)
@@ -364,6 +345,7 @@ def test_neighbouring_draws_are_independent(across):
 # ---- generation --------------------------------------------------------------------------------
 
 
+@pure
 def test_greedy_takes_the_best(weights):
     tokens, margins = reference.greedy(weights, TINY, [1, 2, 3], 6)
     logits = reference.forward(weights, TINY, [1, 2, 3] + tokens)
@@ -376,7 +358,8 @@ def test_greedy_takes_the_best(weights):
     assert reference.sample(weights, TINY, [1, 2, 3], 6, 0, 0, top_p=1e-9)[0] == tokens
 
 
-def test_sample_takes_one_row_of_uniforms_a_token(weights):
+@pure
+def test_sample_uses_one_row_of_uniforms_per_token(weights):
     warping = {'temperature': 0.9, 'top_k': 50, 'top_p': 0.9}
     tokens, gaps = reference.sample(weights, TINY, [9], 8, 4, 2, **warping)
     text = [9]
@@ -391,7 +374,8 @@ def test_sample_takes_one_row_of_uniforms_a_token(weights):
     assert reference.sample(weights, TINY, [9], 8, 5, 2, **warping)[0] != tokens
 
 
-def test_sample_fills_what_follows_the_end(weights):
+@pure
+def test_sample_fills_up_after_the_end(weights):
     tokens, gaps = reference.sample(weights, TINY, [9], 8, 4, 2)
     end = tokens[2]
     stop = tokens.index(end) + 1
@@ -399,7 +383,8 @@ def test_sample_fills_what_follows_the_end(weights):
     assert ended == (tokens[:stop] + [end] * (8 - stop), gaps[:stop] + [INF] * (8 - stop))
 
 
-def test_the_last_token_needs_no_place_in_the_window(weights):
+@pure
+def test_the_last_token_needs_no_position_in_the_window(weights):
     prompt = [1] * 30
     assert len(reference.greedy(weights, TINY, prompt, 3)[0]) == 3
     assert len(reference.sample(weights, TINY, prompt, 3, 0, 0)[0]) == 3
@@ -443,6 +428,7 @@ def test_checkpoint_round_trip(tmp_path, weights, prefix):
         assert handles == set(weights)
 
 
+@pure
 def test_the_tiny_vocabulary_has_the_order_of_the_released_one(tmp_path):
     reference.write_vocabulary(str(tmp_path))
     encoder = json.loads((tmp_path / 'encoder.json').read_text())
@@ -454,7 +440,7 @@ def test_the_tiny_vocabulary_has_the_order_of_the_released_one(tmp_path):
     assert (tmp_path / 'vocab.bpe').read_text() == '#version: 0.2\n'
 
 
-def test_vocabulary_is_copied_or_left_out(tmp_path):
+def test_a_vocabulary_is_copied_or_left_out(tmp_path):
     pytest.importorskip('tensorflow.compat.v1')
     hparams = {'n_vocab': 7, 'n_ctx': 4, 'n_embd': 4, 'n_head': 2, 'n_layer': 1}
     weights = reference.random_weights(hparams, 0)

@@ -1,8 +1,13 @@
-"""Training as its users meet it: text in, a model directory out, and the numbers told on the way.
+"""Training as its users meet it: text in, a model directory out, and losses printed on the way.
 
-The losses and the first step are held to the float64 reference.
+The losses and the first step are compared with the float64 reference, twenty steps with torch.
 """
+import collections
+import contextlib
+import dataclasses
 import inspect
+import io
+import itertools
 import json
 import os
 import re
@@ -15,20 +20,30 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as real_tf
 
-import checkpoint
-import cli
-import generate_unconditional_samples
 import reference
 import train
+from gpt2 import files, model_dir
+from gpt2.errors import OptionError, UserError
+from gpt2.training import data, resume, run
+from gpt2.training.options import ComputeOptions, RunOptions, TrainingOptions
+from helpers import LONG, contents, only_long
 
 OFFICIAL_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
                   'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
 TRAINED_FILES = sorted(OFFICIAL_FILES + ['metrics.jsonl', 'training'])
 END = '<|endoftext|>'
-LINE = re.compile(r'step (\d+): training loss ([\d.]+), held-out loss ([\d.]+) nats per token, '
+LINE = re.compile(r'step (\d+): training loss ([\d.]+), validation loss ([\d.]+) nats per token, '
                   r'([\d.]+) bits per byte(, kept)?\r?\n')
+IS_TF1 = real_tf.__version__.startswith('1.')
 
 BOOK = 'The cat sat on the mät. 猫はマットに座った。\r\n' * 25  # the split may cut no character
+
+
+@pytest.fixture(scope='module')
+def loop(tf):
+    """The module of the training loop, which imports TensorFlow."""
+    from gpt2.training import loop
+    return loop
 
 
 @pytest.fixture
@@ -39,42 +54,102 @@ def models(tiny, tmp_path):
     return folder
 
 
+@pytest.fixture
+def start(tiny):
+    """The tiny model, opened."""
+    return model_dir.open_model_dir('tiny', str(tiny.models_dir))
+
+
 def write(path, text):
     path.write_bytes(text.encode('utf-8'))
     return path
 
 
-def tokens_of(tiny, text):
-    """The tokens of a text, with <|endoftext|> before each document."""
+@pytest.fixture
+def book(tmp_path):
+    """A file with a text to train on."""
+    return write(tmp_path / 'book.txt', BOOK)
+
+
+def train_here(models, text, output='mine', **changes):
+    """Train the tiny model in this process, by default in six short steps."""
+    changes = dict(dict(steps=6, seq_len=8, accumulation=2, dropout=0.1, val_every=2, seed=3,
+                        learning_rate=0.01, sample_length=0), **changes)
+
+    def options(option_class, **fields):
+        names = {field.name for field in dataclasses.fields(option_class)}
+        return option_class(**fields, **{name: changes.pop(name) for name in names & set(changes)})
+
+    run.train(model_dir.ModelOptions('tiny', str(models)), options(TrainingOptions),
+              options(ComputeOptions), options(RunOptions, data=str(text), output=output))
+    assert not changes
+
+
+Unbroken = collections.namedtuple('Unbroken', 'models text path stdout')
+
+
+@pytest.fixture(scope='module')
+def unbroken(loop, tiny, tmp_path_factory):
+    """A run of `train_here` with samples after steps 2, 4 and 6; not to be changed."""
+    folder = tmp_path_factory.mktemp('unbroken')
+    shutil.copytree(str(tiny.path), str(folder / 'models' / 'tiny'))
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        train_here(folder / 'models', write(folder / 'book.txt', BOOK), 'unbroken',
+                   sample_length=12, keep_last=2)
+    return Unbroken(folder / 'models', folder / 'book.txt', folder / 'models' / 'unbroken',
+                    stdout.getvalue())
+
+
+@pytest.fixture
+def copied(unbroken, models):
+    """A copy of the directory of that run: models/mine."""
+    shutil.copytree(str(unbroken.path), str(models / 'mine'))
+    return models / 'mine'
+
+
+def equals_unbroken(unbroken, path):
+    """Return whether a run ended with the weights, optimizer state and metrics of `unbroken`."""
+    return all((unbroken.path / name).read_bytes() == (path / name).read_bytes() for name in
+               ('metrics.jsonl', 'training/step-6.data-00000-of-00001',
+                'model.ckpt.data-00000-of-00001'))
+
+
+def read_metrics(path):
+    return [json.loads(line) for line in (path / 'metrics.jsonl').open()]
+
+
+def encoded(tiny, text):
+    """Return the tokens of a text, with <|endoftext|> before each document."""
     tokens = []
     for document in text.split(END):
         tokens += [256] + tiny.encode(document)
     return tokens
 
 
-def held_out_tokens(tiny, text, held_out):
-    """The last tokens, which stand for a share of the text's bytes; each but END is a byte."""
-    tokens = tokens_of(tiny, text)
+def validation_tokens(tiny, text, held_out):
+    """Return the last tokens, for a share of the text's bytes; each but <|endoftext|> is a byte."""
+    tokens = encoded(tiny, text)
     n_bytes = len(tokens) - tokens.count(256)
     wanted = int(n_bytes * held_out)
     place = len(tokens)
     while wanted:
         place -= 1
         wanted -= tokens[place] != 256
-    while tokens[place - 1] == 256:  # it counts for nothing, and goes with what follows
+    while tokens[place - 1] == 256:  # it has no bytes, and goes with what follows
         place -= 1
     return tokens[place:]
 
 
 def total_loss(weights, hparams, tokens):
-    """The reference's loss on all tokens but the first, in nats, in all."""
+    """Return the reference's loss on all tokens but the first: the sum, in nats."""
     logits = reference.forward(weights, hparams, tokens[:-1])
     return -np.sum(np.log(reference.softmax(logits)[np.arange(len(tokens) - 1), tokens[1:]]))
 
 
 def expected_losses(tiny, weights, text, held_out, seq_len):
-    """The loss on the held-out part in nats per token and in bits per byte, by the reference."""
-    tokens = held_out_tokens(tiny, text, held_out)
+    """Return the reference's validation loss in nats per token and in bits per byte."""
+    tokens = validation_tokens(tiny, text, held_out)
     total = sum(total_loss(weights, tiny.hparams, tokens[i:i + seq_len + 1])
                 for i in range(0, len(tokens) - 1, seq_len))
     n_bytes = len(tokens[1:]) - tokens[1:].count(256)
@@ -82,17 +157,17 @@ def expected_losses(tiny, weights, text, held_out, seq_len):
 
 
 def read_lines(stdout):
-    """Parses what training prints: a list of (step, training loss, nats, bits, kept)."""
+    """Parse what training prints: a list of (step, training loss, nats, bits, kept)."""
     assert LINE.sub('', stdout) == ''  # nothing else is printed
     return [(int(step), float(loss), float(nats), float(bits), bool(kept))
             for step, loss, nats, bits, kept in LINE.findall(stdout)]
 
 
-# ---- trainings ---------------------------------------------------------------------------------
+# ---- what is trained ---------------------------------------------------------------------------
 
 
-def test_from_scratch_on_a_folder(command, tf, tiny, models, saved, tmp_path, capsys):
-    """The loss falls, the best weights are kept, and the sampling script takes them by name."""
+def test_from_scratch_on_a_folder(command, loop, tiny, models, saved, tmp_path):
+    """The loss falls, the best weights are kept, and they are sampled from by name."""
     books = tmp_path / 'books'
     books.mkdir()
     write(books / 'b.txt', 'A second book. ' * 25)
@@ -103,11 +178,11 @@ def test_from_scratch_on_a_folder(command, tf, tiny, models, saved, tmp_path, ca
     status, stdout, stderr = command(
         'train.py', books, '--output', 'mine', '--model_name', 'tiny', '--models_dir', models,
         '--scratch', '--steps', 60, '--val_every', 25, '--batch_size', 4, '--seq_len', 16,
-        '--learning_rate', 0.02, '--held_out', 0.3, '--seed', 3, '--sample_length', 0).run()
+        '--learning_rate', 0.02, '--validation_split', 0.3, '--seed', 3, '--sample_length', 0).run()
     assert (status, stderr) == (0, '')
     lines = read_lines(stdout)
     assert [step for step, *_ in lines] == [25, 50, 60]
-    assert lines[0][1] < np.log(257)  # better than knowing nothing
+    assert lines[0][1] < np.log(257)  # better than without any knowledge
     assert lines[2][1] < lines[0][1] - 0.5
 
     kept = [line for line in lines if line[4]]
@@ -117,24 +192,27 @@ def test_from_scratch_on_a_folder(command, tf, tiny, models, saved, tmp_path, ca
     nats, bits = expected_losses(tiny, weights, text, held_out=0.3, seq_len=16)
     assert best[2] == pytest.approx(nats, abs=2e-4)
     assert best[3] == pytest.approx(bits, abs=3e-4)
-    assert 256 in held_out_tokens(tiny, text, 0.3) and nats < np.log(257)
+    assert 256 in validation_tokens(tiny, text, 0.3) and nats < np.log(257)
 
     assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
-    metrics = [json.loads(line) for line in (models / 'mine' / 'metrics.jsonl').open()]
+    metrics = read_metrics(models / 'mine')
     assert [line['step'] for line in metrics] == [25, 50, 60]
     assert [line['held_out_loss'] for line in metrics] == pytest.approx(
         [nats for _, _, nats, _, _ in lines], abs=1e-4)
     for name in ['hparams.json', 'encoder.json', 'vocab.bpe']:
         assert (models / 'mine' / name).read_bytes() == (models / 'tiny' / name).read_bytes()
-    with tf.Graph().as_default():
-        generate_unconditional_samples.sample_model(
-            model_name='mine', models_dir=str(models), nsamples=1, length=20, seed=2)
-    sample, = tiny.samples([0], seed=2, length=20, weights=weights, gap=0)
-    assert capsys.readouterr().out == '=' * 40 + ' SAMPLE 1 ' + '=' * 40 + '\n' + sample + '\n'
+
+    mine = model_dir.open_model_dir('mine', str(models))
+    decoder = loop.GraphDecoder.open(mine)
+    generation = loop.GenerationOptions(seed=2, length=20).fit_model(32, None)
+    *_, (sample,) = loop.batching.generate(decoder, mine.encoder, [(0, [256])], generation,
+                                           loop.SamplingOptions(), batch_size=1)
+    decoder.close()
+    assert [sample.text] == tiny.samples([0], seed=2, length=20, weights=weights, gap=0)
 
 
 def gradient(tiny, tokens, name, position):
-    """One entry of the gradient of the mean loss, by differences of the reference's."""
+    """Return one entry of the gradient of the mean loss, by differences of the reference's."""
     def loss(change):
         weights = dict(tiny.weights, **{name: tiny.weights[name].astype(np.float64)})
         weights[name][position] += change
@@ -143,154 +221,42 @@ def gradient(tiny, tokens, name, position):
     return (loss(1e-4) - loss(-1e-4)) / 2e-4
 
 
-def test_one_step_of_fine_tuning_is_one_step_of_adam(command, tiny, models, saved, tmp_path):
-    """From the weights of a model, on a text with a single place to take a sequence from."""
+def test_one_step_of_fine_tuning_is_one_step_of_adam(loop, tiny, models, saved, tmp_path, capsys):
+    """From the weights of a model, on a text with only one place to take a sequence from."""
     text = 'sixteen letters.held'
-    status, stdout, stderr = command(
-        'train.py', write(tmp_path / 'text', text), '--output=mine', '--model_name=tiny',
-        '--models_dir', models, '--steps=1', '--batch_size=3', '--seq_len=16', '--held_out=0.2',
-        '--learning_rate=0.01', '--weight_decay=0', '--sample_length=0').run()
-    assert (status, stderr) == (0, '')
-    (step, loss, nats, bits, kept), = read_lines(stdout)
+    train_here(models, write(tmp_path / 'text', text), steps=1, batch_size=3, seq_len=16,
+               held_out=0.2, weight_decay=0, accumulation=1, dropout=0)
+    (step, loss, nats, bits, kept), = read_lines(capsys.readouterr().out)
     assert (step, kept) == (1, True)
-    tokens = tokens_of(tiny, text[:16])
+    tokens = encoded(tiny, text[:16])
     assert loss == pytest.approx(total_loss(tiny.weights, tiny.hparams, tokens) / 16, abs=1e-4)
     after = saved(models / 'mine')
     assert (nats, bits) == pytest.approx(expected_losses(tiny, after, text, 0.2, 16), abs=2e-4)
 
-    # The last step is a tenth of the rate long, and Adam's first goes against each sign.
+    # The last step has a tenth of the rate, and Adam's first step is the sign of the gradient.
     random = np.random.RandomState(0)
     steep = 0
     for name, before in tiny.weights.items():
-        moved = after[name].astype(np.float64) - before
-        assert np.abs(moved).max() < 0.00101
+        change = after[name].astype(np.float64) - before
+        assert np.abs(change).max() < 0.00101
         for _ in range(4):
             position = tuple(random.randint(size) for size in before.shape)
             slope = gradient(tiny, tokens, name, position)
             if abs(slope) > 1e-3:
                 steep += 1
-                assert moved[position] == pytest.approx(-0.001 * np.sign(slope), rel=0.01), name
+                assert change[position] == pytest.approx(-0.001 * np.sign(slope), rel=0.01), name
     assert steep > 30
-    assert np.all(after['model/wpe'][16:] == tiny.weights['model/wpe'][16:])  # nothing was there
-    # The model that it started from is as it was.
+    assert np.all(after['model/wpe'][16:] == tiny.weights['model/wpe'][16:])  # not in use
+    # The model that it started from is unchanged.
     assert all(np.array_equal(weight, tiny.weights[name])
                for name, weight in saved(models / 'tiny').items())
 
 
-def test_ctrl_c_keeps_what_was_learned(command, tiny, models, saved, tmp_path):
-    screen = command(
-        'train.py', write(tmp_path / 'text.txt', BOOK), '--output', 'mine', '--model_name', 'tiny',
-        '--models_dir', models, '--steps', 1000000, '--val_every', 1000000, '--seq_len', 16,
-        '--sample_length', 0).spawn()
-    screen.expect(r'step [2-9]\d* of 1000000')  # the bar that tells of the steps
-    screen.sendintr()
-    screen.expect(LINE.pattern)
-    step, _, nats, _, kept = screen.match.groups()
-    rest = screen.read()
-    screen.close()
-    assert screen.exitstatus == 130
-    assert 'Traceback' not in rest and not LINE.search(rest)
-    assert int(step) >= 2 and kept
-    expected, _ = expected_losses(tiny, saved(models / 'mine'), BOOK, held_out=0.1, seq_len=16)
-    assert float(nats) == pytest.approx(expected, abs=2e-4)
-    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
-
-
-def in_process(tf, models, text, **flags):
-    """Trains in this process, in a few short steps."""
-    with tf.Graph().as_default():
-        train.train(str(text), **dict(dict(
-            output='mine', model_name='tiny', steps=6, models_dir=str(models), seq_len=8,
-            accumulation=2, dropout=0.1, val_every=2, sample_length=0), **flags))
-
-
-def test_after_ctrl_c_it_goes_on_exactly(tf, models, saved, tmp_path, monkeypatch, capsys):
-    """The signal comes while TensorFlow computes, and is answered when the step is done."""
-    text = write(tmp_path / 'text', BOOK)
-    in_process(tf, models, text, output='whole')
-    run_step, calls = train.run_step, []
-
-    def interrupted(*arguments):
-        calls.append(run_step(*arguments))
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return calls[-1]
-
-    monkeypatch.setattr(train, 'run_step', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        in_process(tf, models, text)
-    assert len(calls) == 3
-    assert [json.loads(line)['step'] for line in (models / 'mine' / 'metrics.jsonl').open()
-            ] == [2, 3]
-    in_process(tf, models, text, resume=True)
-    name = 'training/step-6.data-00000-of-00001'
-    assert (models / 'whole' / name).read_bytes() == (models / 'mine' / name).read_bytes()
-
-
-def test_the_second_ctrl_c_is_answered_at_once(tf, models, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError('it went on')
-
-    monkeypatch.setattr(train, 'run_step', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        in_process(tf, models, write(tmp_path / 'text', BOOK))
-    assert (models / 'mine' / 'metrics.jsonl').read_text() == ''
-
-
-@pytest.mark.parametrize('function', ['initialize', 'run_step', 'held_out_loss'])
-def test_too_little_memory_is_told(tf, models, tmp_path, monkeypatch, capsys, function):
-    def cannot(*arguments):
-        raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
-    monkeypatch.setattr(train, function, cannot)
-    with pytest.raises(cli.UserError, match='memory is too small'):
-        in_process(tf, models, write(tmp_path / 'text', BOOK))
-
-
-def test_a_training_that_was_refused_can_be_put_right(tf, models, saved, tmp_path, capsys):
-    text = write(tmp_path / 'text', BOOK)
-
-    def cannot(flags):
-        raise cli.UserError('not here')
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.UserError, match='not here'):
-        patch.setattr(train, 'choose_devices', cannot)
-        in_process(tf, models, text)
-    in_process(tf, models, text, steps=2)
-    assert saved(models / 'mine')
-
-
-def test_no_two_processes_train_one_model(tf, models, tmp_path, capsys):
-    text = write(tmp_path / 'text', BOOK)
-    in_process(tf, models, text, steps=2)
-    with open(str(models / 'mine' / 'training' / 'lock'), 'w') as file:
-        assert checkpoint.lock(file)
-        with pytest.raises(cli.UserError, match='another process'):
-            in_process(tf, models, text, steps=2, resume=True)
-    in_process(tf, models, text, steps=2, resume=True)
-
-
-def test_a_model_without_its_training_is_not_gone_on_with(tf, models, tmp_path, capsys):
-    text = write(tmp_path / 'text', BOOK)
-    in_process(tf, models, text)
-    shutil.move(str(models / 'mine' / 'training'), str(tmp_path / 'training'))
-    metrics = (models / 'mine' / 'metrics.jsonl').read_text()
-    with pytest.raises(cli.UserError, match='no training/'):
-        in_process(tf, models, text, resume=True)
-    assert (models / 'mine' / 'metrics.jsonl').read_text() == metrics
-    shutil.move(str(tmp_path / 'training'), str(models / 'mine' / 'training'))
-    (models / 'mine' / 'training' / 'step-6.index').unlink()
-    with pytest.raises(cli.UserError, match='step-6.* cannot be read'):
-        in_process(tf, models, text, resume=True)
-
-
-def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
+def test_worse_weights_are_not_kept(loop, tiny, models, saved, capsys, tmp_path):
     """The more it learns of the first nine tenths, the less it expects the last."""
     text = 'a' * 900 + 'b' * 100
-    with tf.Graph().as_default():
-        train.train(str(write(tmp_path / 'text', text)), 'mine', model_name='tiny', steps=5,
-                    models_dir=str(models), seq_len=8, learning_rate=0.05, val_every=1,
-                    sample_length=0)
+    train_here(models, write(tmp_path / 'text', text), steps=5, learning_rate=0.05, val_every=1,
+               accumulation=1, dropout=0)
     lines = read_lines(capsys.readouterr().out)
     losses = [nats for _, _, nats, _, _ in lines]
     assert losses == sorted(losses) and losses[0] < losses[4] - 1
@@ -299,22 +265,27 @@ def test_worse_weights_are_not_kept(tf, tiny, models, saved, capsys, tmp_path):
     assert losses[0] == pytest.approx(nats, abs=2e-4)
 
 
-def test_fresh_weights(tf, tiny, models, saved, capsys, tmp_path):
-    """As the paper's: N(0, 0.02), less where a block adds to the residual stream."""
-    data = write(tmp_path / 'text', BOOK)
-    for seed, output in [(0, 'a'), (0, 'b'), (1, 'c')]:
-        with tf.Graph().as_default():
-            train.train(str(data), output, model_name='tiny', models_dir=str(models), scratch=True,
-                        steps=1, seq_len=8, batch_size=1, learning_rate=1e-30, seed=seed,
-                        sample_length=0)
+def random_weights(tf, loop, start, seed):
+    """Return the weights of an untrained model."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(seed)
+        build(loop, start)
+        loop.initialize(session, start, scratch=True)
+        return session.run({weight.op.name: weight for weight in loop.checkpoint.model_weights()})
+
+
+def test_random_weights(tf, loop, tiny, models, start, book, saved, capsys):
+    """As in the paper: N(0, 0.02), less where a block adds to the residual stream."""
+    train_here(models, book, scratch=True, steps=1, batch_size=1, learning_rate=1e-30, seed=7)
+    weights = saved(models / 'mine')
+    again, other = random_weights(tf, loop, start, 7), random_weights(tf, loop, start, 8)
     (_, loss, _, _, _), *_ = read_lines(capsys.readouterr().out)
-    assert loss == pytest.approx(np.log(257), abs=0.1)  # it knows nothing
-    weights, again, other = [saved(models / output) for output in 'abc']
+    assert loss == pytest.approx(np.log(257), abs=0.1)  # without any knowledge
     assert {name: list(weight.shape) for name, weight in weights.items()} == reference.shapes(
         tiny.hparams)
     for name, weight in weights.items():
-        assert np.array_equal(weight, again[name])
-        if name.endswith('/g') or name.endswith('/b'):
+        assert np.allclose(weight, again[name], rtol=0, atol=1e-20), name
+        if name.endswith(('/g', '/b')):
             assert np.allclose(weight, 1 if name.endswith('/g') else 0, atol=1e-20), name
             continue
         deviation = 0.01 if name == 'model/wpe' else 0.02
@@ -327,14 +298,93 @@ def test_fresh_weights(tf, tiny, models, saved, capsys, tmp_path):
         assert not np.array_equal(weight, other[name])
 
 
-# ---- the optimizer, and going on ---------------------------------------------------------------
+# ---- what is reported and saved ----------------------------------------------------------------
 
 
-def torch_losses(models, batches, flags):
-    """The losses of a torch loop over transformers' GPT-2 on these batches."""
+def saved_state(tf, prefix):
+    """Return the weights of the model among all variables of a training."""
+    reader = tf.train.load_checkpoint(str(prefix))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+            if name.startswith('model/')}
+
+
+def test_a_sample_follows_each_validation(tf, tiny, unbroken):
+    for step in (4, 6):
+        weights = saved_state(tf, unbroken.path / 'training' / f'step-{step}')
+        text, = tiny.samples([step], seed=3, length=12, weights=weights, top_k=40, gap=0)
+        assert '=' * 40 + f' STEP {step} ' + '=' * 40 + '\n' + text + '\n' in unbroken.stdout
+    assert unbroken.stdout.count(' STEP ') == 3
+
+
+def test_the_last_states_are_kept(tf, unbroken):
+    folder = unbroken.path / 'training'
+    assert sorted(path.name for path in folder.glob('step-*.index')) == [
+        'step-4.index', 'step-6.index']
+    assert tf.train.latest_checkpoint(str(folder)) == str(folder / 'step-6')
+
+
+def test_tensorboard_reads_the_losses(tf, unbroken):
+    events, = (unbroken.path / 'training').glob('events.*')
+    scalars = {(value.tag, event.step): value.simple_value
+               for event in tf.train.summary_iterator(str(events)) for value in event.summary.value}
+    metrics = read_metrics(unbroken.path)
+    for line in metrics:
+        for name in ('held_out_loss', 'bits_per_byte'):
+            assert scalars[name, line['step']] == pytest.approx(line[name], rel=1e-6)
+    for first, line in zip((1, 3, 5), metrics):
+        assert np.mean([scalars['loss', step] for step in range(first, first + 2)]
+                       ) == pytest.approx(line['training_loss'], rel=1e-6)
+    assert {step for name, step in scalars if name == 'learning_rate'} == set(range(1, 7))
+
+
+def test_recorded_settings_keep_their_names_and_values(unbroken):
+    """Runs of earlier versions are resumed by them."""
+    progress = files.read_json(str(unbroken.path / 'training' / 'progress.json'))
+    assert progress == {
+        'step': 6, 'best': min(line['held_out_loss'] for line in read_metrics(unbroken.path)),
+        'settings': {
+            'model_name': 'tiny', 'scratch': False, 'steps': 6, 'batch_size': 4, 'accumulation': 2,
+            'seq_len': 8, 'learning_rate': 0.01, 'schedule': 'cosine', 'warmup': 0,
+            'weight_decay': 0.01, 'clip_norm': 1.0, 'dropout': 0.1, 'train_only': 'all',
+            'dtype': 'float32', 'held_out': 0.1, 'val_every': 2, 'seed': 3,
+            'text': data.open_dataset(str(unbroken.text), model_dir.open_model_dir(
+                'tiny', str(unbroken.models)))[1]}}
+
+
+# ---- the graph ---------------------------------------------------------------------------------
+
+
+def build(loop, start, compute=None, devices=('',), **options):
+    """Build the training graph of a model in the current graph."""
+    return loop.build_graph(start.hparams, TrainingOptions(**options), compute or ComputeOptions(),
+                            devices)
+
+
+def our_losses(tf, loop, start, batches, compute=None, devices=('',), config=None, **options):
+    """Return the losses of our steps on these batches."""
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
+        graph = build(loop, start, compute, devices, **options)
+        loop.initialize(session, start, scratch=False)
+        options = TrainingOptions(**options).fit_model(start.hparams)
+        n = options.accumulation
+        return [loop.run_step(session, graph,
+                              [(batch, i) for batch in batches[i * n:i * n + n]],
+                              options.learning_rate * loop.schedule(i + 1, options))
+                for i in range(len(batches) // n)]
+
+
+def random_batches(tiny, n):
+    tokens = np.array(tiny.encode(BOOK), np.uint16)
+    options = TrainingOptions(seq_len=16, batch_size=2, seed=5)
+    return [data.random_batch(tokens, options, i) for i in range(n)]
+
+
+def torch_losses(loop, folder, batches, options):
+    """Return the losses of a torch loop over transformers' GPT-2 on these batches."""
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
-    hparams = json.loads((models / 'tiny' / 'hparams.json').read_text())
+    torch.set_num_threads(1)  # its threads wait in a busy loop
+    hparams = json.loads((folder / 'hparams.json').read_text())
     net = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=hparams['n_vocab'], n_positions=hparams['n_ctx'], n_embd=hparams['n_embd'],
         n_head=hparams['n_head'], n_layer=hparams['n_layer'], resid_pdrop=0, embd_pdrop=0,
@@ -348,12 +398,12 @@ def torch_losses(models, batches, flags):
         parameter.data = torch.from_numpy(value.copy()).reshape(parameter.shape)
     matrices = [p for p in parameters.values() if p.dim() == 2]
     vectors = [p for p in parameters.values() if p.dim() == 1]
-    adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': flags.weight_decay},
+    adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': options.weight_decay},
                                {'params': vectors, 'weight_decay': 0.0}])
-    losses, accumulation = [], flags.accumulation
+    losses, accumulation = [], options.accumulation
     for i in range(0, len(batches), accumulation):
         for group in adamw.param_groups:
-            group['lr'] = flags.learning_rate * train.schedule(i // accumulation + 1, flags)
+            group['lr'] = options.learning_rate * loop.schedule(i // accumulation + 1, options)
         adamw.zero_grad()
         parts = []
         for batch in batches[i:i + accumulation]:
@@ -368,86 +418,60 @@ def torch_losses(models, batches, flags):
     return losses
 
 
-def flags_of(**changes):
-    """The flags that a training graph and its steps depend on."""
-    defaults = {name: parameter.default
-                for name, parameter in inspect.signature(train.train).parameters.items()}
-    flags = types.SimpleNamespace(**dict(defaults, data='text', **changes))
-    train.check_flags(flags)
-    return flags
-
-
-def our_losses(tf, models, batches, flags, devices=('',), session_config=None):
-    """The losses of our steps on these batches, as `train.train` does them."""
-    import learning
-    start = checkpoint.open_model('tiny', str(models))
-    with tf.Graph().as_default(), tf.Session(config=session_config) as session:
-        graph = learning.build_graph(start.hparams, flags, devices)
-        train.initialize(session, start, scratch=False)
-        n = flags.accumulation
-        return [train.run_step(session, graph, [(batch, i) for batch in batches[i * n:i * n + n]],
-                               flags.learning_rate * train.schedule(i + 1, flags))
-                for i in range(len(batches) // n)]
-
-
-def batches_of(tiny, n, **changes):
-    tokens = np.array(tiny.encode(BOOK), np.uint16)
-    flags = flags_of(seq_len=16, batch_size=2, seed=5, **changes)
-    return [train.random_batch(tokens, flags, i) for i in range(n)]
-
-
 LARGER = {'n_vocab': 257, 'n_ctx': 64, 'n_embd': 256, 'n_head': 4, 'n_layer': 4}
 
 
 @pytest.mark.parametrize('recompute', [False, True], ids=['', 'recompute'])
 @pytest.mark.parametrize('accumulation', [1, 4])
-@pytest.mark.parametrize('shape, rate', [(None, 0.01), (LARGER, 0.001)], ids=['tiny', 'larger'])
-def test_twenty_steps_are_those_of_torch(tf, tiny, models, shape, rate, accumulation, recompute):
+@pytest.mark.parametrize('shape, rate', [
+    (None, 0.01), pytest.param(LARGER, 0.001, marks=only_long)], ids=['tiny', 'larger'])
+def test_twenty_steps_have_the_losses_of_torch(tf, loop, tiny, models, shape, rate, accumulation,
+                                               recompute):
     pytest.importorskip('torch')
     if shape:
         reference.write_checkpoint(models / 'tiny', shape, reference.random_weights(shape, seed=0))
-    flags = flags_of(steps=20, learning_rate=rate, weight_decay=0.1, accumulation=accumulation,
-                     recompute=recompute)
-    batches = batches_of(tiny, 20 * accumulation)
-    losses = our_losses(tf, models, batches, flags)
-    assert losses == pytest.approx(torch_losses(models, batches, flags), rel=1e-4)
+    options = dict(steps=20, learning_rate=rate, weight_decay=0.1, accumulation=accumulation)
+    batches = random_batches(tiny, 20 * accumulation)
+    start = model_dir.open_model_dir('tiny', str(models))
+    losses = our_losses(tf, loop, start, batches, ComputeOptions(recompute=recompute), **options)
+    assert losses == pytest.approx(torch_losses(
+        loop, models / 'tiny', batches, TrainingOptions(**options).fit_model(start.hparams)),
+        rel=1e-4)
     assert losses[-1] < losses[0] - 0.5
 
 
 @pytest.mark.parametrize('rate', [0, 0.2])
-def test_blocks_computed_anew_give_the_same_losses(tf, tiny, models, rate):
+def test_gradient_checkpointing_gives_the_same_losses(tf, loop, tiny, start, rate):
     """With dropout, the same activations are dropped the second time."""
-    batches = batches_of(tiny, 10)
-    kept, anew = [our_losses(tf, models, batches, flags_of(
-        steps=10, learning_rate=0.01, dropout=rate, recompute=recompute))
-        for recompute in (False, True)]
-    assert anew == pytest.approx(kept, rel=1e-5)
-    assert kept[-1] < kept[0]
+    batches = random_batches(tiny, 10)
+    plain, checkpointed = [
+        our_losses(tf, loop, start, batches, ComputeOptions(recompute=recompute), steps=10,
+                   learning_rate=0.01, dropout=rate) for recompute in (False, True)]
+    assert checkpointed == pytest.approx(plain, rel=1e-5)
+    assert plain[-1] < plain[0]
 
 
-def test_blocks_are_computed_anew(tf, tiny, models):
-    """Each block's activation function is there once for the losses and once for gradients."""
-    import learning
-    for recompute in (False, True):
-        with tf.Graph().as_default() as graph:
-            learning.build_graph(checkpoint.open_model('tiny', str(models)).hparams,
-                                 flags_of(recompute=recompute))
-            n_gelu = sum(operation.type == 'Tanh' for operation in graph.get_operations())
-        assert n_gelu == (6 if recompute else 4)  # two blocks, held-out loss and training
+@pytest.mark.parametrize('recompute', [False, True])
+def test_gradient_checkpointing_computes_blocks_twice(tf, loop, start, recompute):
+    """Each block's activation function occurs once for the losses and once for gradients."""
+    with tf.Graph().as_default() as graph:
+        build(loop, start, ComputeOptions(recompute=recompute))
+        n_gelu = sum(operation.type == 'Tanh' for operation in graph.get_operations())
+    assert n_gelu == (6 if recompute else 4)  # two blocks, for validation and for training
 
 
-def test_dropout(tf, tiny, models):
-    import learning
+def test_dropout(tf, loop):
+    from gpt2.training.graph import dropout
     with tf.Graph().as_default(), tf.Session() as session:
-        noise = tf.placeholder(tf.int32, [])
-        drop = learning.dropout(0.3, noise)
+        seed = tf.placeholder(tf.int32, [])
+        drop = dropout(0.3, seed)
         x = tf.ones([100, 200])
         with tf.variable_scope('here'):
             here, again = drop(x), drop(x)
         with tf.variable_scope('there'):
             there = drop(x)
-        first, second, third = session.run([here, again, there], {noise: 1})
-        other = session.run(here, {noise: 2})
+        first, second, third = session.run([here, again, there], {seed: 1})
+        other = session.run(here, {seed: 2})
     assert set(np.unique(first)) == {0, np.float32(1 / 0.7)}
     assert np.mean(first == 0) == pytest.approx(0.3, abs=6 * np.sqrt(0.3 * 0.7 / first.size))
     assert np.array_equal(first, second)
@@ -455,80 +479,82 @@ def test_dropout(tf, tiny, models):
         assert np.mean((different == 0) == (first == 0)) == pytest.approx(0.58, abs=0.02)
 
 
-def test_dropout_acts_on_training_alone(tf, tiny, models):
-    """The loss of a step is another for another batch's noise; the held-out loss is not."""
-    import learning
-    start = checkpoint.open_model('tiny', str(models))
-    batch, = batches_of(tiny, 1)
+def test_dropout_acts_only_on_training(tf, loop, tiny, start):
+    """The loss of a step changes with the dropout seed; the validation loss does not."""
+    batch, = random_batches(tiny, 1)
     with tf.Graph().as_default(), tf.Session() as session:
-        graph = learning.build_graph(start.hparams, flags_of(dropout=0.5))
-        train.initialize(session, start, scratch=False)
+        graph = build(loop, start, dropout=0.5)
+        loop.initialize(session, start, scratch=False)
         nodes = [graph.mean_loss, graph.total_loss]
-        (a, total), (b, again) = [session.run(nodes, {graph.tokens: batch, graph.noise: noise})
-                                  for noise in (1, 2)]
+        (first, total), (second, again) = [
+            session.run(nodes, {graph.tokens: batch, graph.dropout_seed: seed}) for seed in (1, 2)]
     expected = sum(total_loss(tiny.weights, tiny.hparams, row) for row in batch.tolist())
     assert total == again == pytest.approx(expected, rel=1e-5)
-    assert a != b and abs(a - expected / 32) > 1e-3
+    assert first != second and abs(first - expected / 32) > 1e-3
 
 
-@pytest.mark.parametrize('which, trained', [
+@pytest.mark.parametrize('which, scope', [
     ('all', 'model/'), ('blocks', 'model/h'), ('1', 'model/h1/'), ('2', 'model/h')])
-def test_some_weights_are_trained(tf, tiny, models, saved, tmp_path, which, trained):
-    data = write(tmp_path / 'text', BOOK)
+def test_the_weights_to_train(tf, loop, tiny, start, which, scope):
+    from gpt2.training import graph
     with tf.Graph().as_default():
-        train.train(str(data), 'mine', model_name='tiny', models_dir=str(models), steps=1,
-                    seq_len=31, train_only=which, learning_rate=0.01, sample_length=0)
-    for name, weight in saved(models / 'mine').items():
-        moved = not np.array_equal(weight, tiny.weights[name])
-        assert moved == name.startswith(trained), name
+        graph.model.model(start.hparams, tf.zeros([1, 1], tf.int32))
+        weights = graph.weights_to_train(start.hparams, which)
+    assert {weight.op.name for weight in weights} == {
+        name for name in tiny.weights if name.startswith(scope)}
 
 
-def test_two_devices_learn_what_one_does(tf, tiny, models):
-    flags = flags_of(steps=20, learning_rate=0.01, accumulation=2)
-    batches = batches_of(tiny, 40)
-    one = our_losses(tf, models, batches, flags)
-    config = tf.ConfigProto(device_count={'CPU': 2})
-    two = our_losses(tf, models, batches, flags, ['/cpu:0', '/cpu:1'], config)
+def test_only_the_weights_to_train_change(tf, loop, tiny, start):
+    tokens = np.append(np.arange(32) * 8, 256)[np.newaxis]  # every position is in use
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = build(loop, start, train_only='1')
+        loop.initialize(session, start, scratch=False)
+        loop.run_step(session, graph, [(tokens, 0)], 0.001)
+        weights = {weight.op.name: weight for weight in loop.checkpoint.model_weights()}
+        for name, weight in session.run(weights).items():
+            changed = not np.array_equal(weight, tiny.weights[name])
+            assert changed == name.startswith('model/h1/'), name
+
+
+def test_two_devices_learn_what_one_does(tf, loop, tiny, start):
+    options = dict(steps=10, learning_rate=0.01, accumulation=2)
+    batches = random_batches(tiny, 20)
+    one = our_losses(tf, loop, start, batches, **options)
+    two = our_losses(tf, loop, start, batches, devices=['/cpu:0', '/cpu:1'],
+                     config=tf.ConfigProto(device_count={'CPU': 2}), **options)
     assert two == pytest.approx(one, rel=1e-5)
 
 
-def test_devices_by_flag(command, models, tmp_path):
+def test_devices_by_option(tf, tiny, models, book, monkeypatch, capsys):
     """On a machine without GPUs, parts of its processor."""
-    data, lines = write(tmp_path / 'text', BOOK), []
-    for n in (1, 2):
-        status, stdout, stderr = command(
-            'train.py', data, '--output', 'on%d' % n, '--model_name', 'tiny', '--models_dir',
-            models, '--steps', 5, '--devices', n, '--sample_length', 0,
-            env={'CUDA_VISIBLE_DEVICES': '-1'}).run()
-        assert (status, stderr) == (0, '')
-        lines += read_lines(stdout)
-    assert lines[0] == pytest.approx(lines[1], abs=2e-4)
-
-
-IS_TF1 = real_tf.__version__.startswith('1.')
+    monkeypatch.setattr(tf.config.experimental, 'list_physical_devices', lambda kind: [])
+    train_here(models, book, steps=1, devices=2, accumulation=1, dropout=0)
+    (_, loss, _, _, _), = read_lines(capsys.readouterr().out)
+    tokens = np.array(encoded(tiny, BOOK))[:-len(validation_tokens(tiny, BOOK, 0.1))]
+    batch = data.random_batch(tokens, TrainingOptions(seq_len=8, seed=3), 0)
+    expected = sum(total_loss(tiny.weights, tiny.hparams, row) for row in batch.tolist()) / 32
+    assert loss == pytest.approx(expected, abs=2e-4)
 
 
 @pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 does not compile')
-def test_a_compiled_step_learns_the_same(tf, tiny, models):
-    batches = batches_of(tiny, 20)
-    plain, compiled = [our_losses(tf, models, batches, flags_of(
-        steps=20, learning_rate=0.01, recompute=True, xla=xla))
-        for xla in (False, True)]
+def test_a_compiled_step_learns_the_same(tf, loop, tiny, start):
+    batches = random_batches(tiny, 20)
+    plain, compiled = [
+        our_losses(tf, loop, start, batches, ComputeOptions(recompute=True, xla=xla), steps=20,
+                   learning_rate=0.01) for xla in (False, True)]
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 has no products in bfloat16')
-def test_products_in_bfloat16(tf, tiny, models):
+def test_matrix_products_in_bfloat16(tf, loop, tiny, start):
     """Losses are near, not equal: the products have 8 bits, the weights keep 24."""
-    batches = batches_of(tiny, 20)
-    exact, rounded = [our_losses(tf, models, batches, flags_of(
-        steps=20, learning_rate=0.01, dtype=dtype)) for dtype in ('float32', 'bfloat16')]
+    batches = random_batches(tiny, 20)
+    exact, rounded = [our_losses(tf, loop, start, batches, steps=20, learning_rate=0.01,
+                                 dtype=dtype) for dtype in ('float32', 'bfloat16')]
     assert rounded == pytest.approx(exact, rel=0.02)
     assert np.abs(np.subtract(rounded, exact)).max() > 1e-5
-    import learning
     with tf.Graph().as_default() as graph:
-        learning.build_graph(checkpoint.open_model('tiny', str(models)).hparams,
-                             flags_of(dtype='bfloat16'))
+        build(loop, start, dtype='bfloat16')
         products = [operation for operation in graph.get_operations()
                     if operation.type == 'MatMul' and not operation.name.startswith('model/')]
         assert sum(product.inputs[0].dtype == tf.bfloat16 for product in products) >= 3 * 9
@@ -536,144 +562,273 @@ def test_products_in_bfloat16(tf, tiny, models):
             tf.float32, tf.float64}
 
 
-@pytest.mark.parametrize('flags, words', [
-    ({'devices': 2}, 'GPU --devices'), ({'dtype': 'bfloat16'}, '--dtype bfloat16'),
-    ({'xla': True}, '--xla TensorFlow')])
-def test_what_this_machine_cannot_do(tf, monkeypatch, flags, words):
-    gpus = ['one'] if 'devices' in flags else []
+@pytest.mark.parametrize('options, compute, words', [
+    ({}, {'devices': 2}, 'GPU --devices'), ({'dtype': 'bfloat16'}, {}, '--dtype bfloat16'),
+    ({}, {'xla': True}, '--xla TensorFlow')])
+def test_what_the_machine_cannot_do_is_refused(tf, loop, monkeypatch, options, compute, words):
+    from gpt2.training import devices
+    gpus = ['one'] if 'devices' in compute else []
     monkeypatch.setattr(tf.config.experimental, 'list_physical_devices', lambda kind: gpus)
-    monkeypatch.setattr(train, 'has_bfloat16', lambda gpus: False)
-    monkeypatch.setattr(tf, '__version__', '1.15.5' if 'xla' in flags else '2.21.0')
-    with pytest.raises(cli.UserError) as error:
-        train.choose_devices(flags_of(**flags))
+    monkeypatch.setattr(devices, 'has_bfloat16', lambda gpus: False)
+    monkeypatch.setattr(tf, '__version__', '1.15.5' if 'xla' in compute else '2.21.0')
+    with pytest.raises(UserError) as error:
+        devices.choose_devices(TrainingOptions(**options), ComputeOptions(**compute))
     assert all(word in str(error.value) for word in words.split())
 
 
-def test_a_sample_after_each_measurement(tf, tiny, models, saved, capsys, tmp_path):
-    with tf.Graph().as_default():
-        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
-                    models_dir=str(models), seq_len=8, val_every=2, sample_length=12, seed=3,
-                    keep_last=3, learning_rate=0.01)
-    out = capsys.readouterr().out
-    for step in (2, 4, 6):
-        weights = saved_state(tf, models / 'mine' / 'training' / ('step-%d' % step))
-        text, = tiny.samples([step], seed=3, length=12, weights=weights, top_k=40, gap=0)
-        assert '=' * 40 + ' STEP %d ' % step + '=' * 40 + '\n' + text + '\n' in out
+def test_the_learning_rate_rises_and_falls(loop):
+    def rates(**options):
+        options = TrainingOptions(seq_len=2, **options).fit_model(types.SimpleNamespace(n_ctx=2))
+        return [loop.schedule(step, options) for step in range(1, options.steps + 1)]
+    relative = rates(steps=1000)
+    assert relative[0] == pytest.approx(0.02)
+    assert relative.index(max(relative)) + 1 == pytest.approx(50, abs=1)
+    assert max(relative) == pytest.approx(1) and relative[-1] == pytest.approx(0.1)
+    assert relative[524] == pytest.approx(0.55, abs=1e-3)  # half-way along the cosine
+    assert relative[:49] == sorted(relative[:49])
+    assert relative[50:] == sorted(relative[50:], reverse=True)
+    relative = rates(steps=1000, warmup=10, schedule='constant')
+    assert relative[4] == pytest.approx(0.5) and set(relative[9:]) == {1}
+    assert rates(steps=1000, warmup=0)[0] == pytest.approx(1, abs=1e-5)
 
 
-def saved_state(tf, prefix):
-    """The weights of the model among all variables of a training."""
-    reader = tf.train.load_checkpoint(str(prefix))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
-            if name.startswith('model/')}
+# ---- interrupted, killed, resumed --------------------------------------------------------------
 
 
-@pytest.mark.parametrize('keep_last, steps', [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
-def test_the_last_states_are_kept(tf, models, tmp_path, keep_last, steps):
-    with tf.Graph().as_default():
-        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
-                    models_dir=str(models), seq_len=8, val_every=2, sample_length=0,
-                    keep_last=keep_last)
-    folder = models / 'mine' / 'training'
-    assert sorted(path.name for path in folder.glob('step-*.index')) == [
-        'step-%d.index' % step for step in steps]
-    assert tf.train.latest_checkpoint(str(folder)) == str(folder / 'step-6')
+def test_ctrl_c_keeps_what_was_learned(command, call, tiny, models, saved, book):
+    """Meanwhile no other process can train the same model."""
+    flags = [book, '--output', 'mine', '--model_name', 'tiny', '--models_dir', models,
+             '--steps', 1000000, '--val_every', 1000000, '--seq_len', 16, '--sample_length', 0]
+    screen = command('train.py', *flags).spawn()
+    screen.expect(r'step [2-9]\d* of 1000000')  # the progress bar
+    for resuming in ([], ['--resume']):
+        status, _, stderr = call(train.train, train.OPTIONS, *flags, *resuming)
+        assert status == 1 and 'another process' in stderr and stderr.count('\n') == 1
+    screen.sendintr()
+    screen.expect(LINE.pattern)
+    step, _, nats, _, kept = screen.match.groups()
+    rest = screen.read()
+    screen.close()
+    assert screen.exitstatus == 130
+    assert 'Traceback' not in rest and not LINE.search(rest)
+    assert int(step) >= 2 and kept
+    expected, _ = expected_losses(tiny, saved(models / 'mine'), BOOK, held_out=0.1, seq_len=16)
+    assert float(nats) == pytest.approx(expected, abs=2e-4)
+    assert sorted(entry.name for entry in (models / 'mine').iterdir()) == TRAINED_FILES
 
 
-def test_tensorboard_reads_the_measurements(tf, models, tmp_path, capsys):
-    with tf.Graph().as_default():
-        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', steps=6,
-                    models_dir=str(models), seq_len=8, val_every=3, sample_length=0)
-    events, = (models / 'mine' / 'training').glob('events.*')
-    scalars = {(value.tag, event.step): value.simple_value
-               for event in tf.train.summary_iterator(str(events)) for value in event.summary.value}
-    metrics = [json.loads(line) for line in (models / 'mine' / 'metrics.jsonl').open()]
-    for line in metrics:
-        for name in ('held_out_loss', 'bits_per_byte'):
-            assert scalars[name, line['step']] == pytest.approx(line[name], rel=1e-6)
-    for begin, line in zip((1, 4), metrics):
-        assert np.mean([scalars['loss', step] for step in range(begin, begin + 3)]
-                       ) == pytest.approx(line['training_loss'], rel=1e-6)
-    assert {step for name, step in scalars if name == 'learning_rate'} == set(range(1, 7))
+def test_after_ctrl_c_training_resumes_exactly(loop, models, unbroken, book, monkeypatch, capsys):
+    """The signal comes while TensorFlow computes, and is answered when the step is done."""
+    run_step, calls = loop.run_step, []
+
+    def interrupted(*arguments):
+        calls.append(run_step(*arguments))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return calls[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, 'run_step', interrupted)
+        train_here(models, book)
+    assert len(calls) == 3
+    assert [line['step'] for line in read_metrics(models / 'mine')] == [2, 3]
+    train_here(models, book, resume=True)
+    name = 'training/step-6.data-00000-of-00001'
+    assert (unbroken.path / name).read_bytes() == (models / 'mine' / name).read_bytes()
 
 
-def test_a_killed_training_goes_on_exactly(command, tiny, models, saved, tmp_path):
-    """Killed at random moments, it ends with the weights and the metrics of an unbroken run."""
-    def training(output, *flags):
-        return command('train.py', write(tmp_path / 'text', BOOK), '--output', output,
-                       '--model_name', 'tiny', '--models_dir', models, '--steps', 300,
-                       '--accumulation', 2, '--val_every', 4, '--seq_len', 16,
-                       '--dropout', 0.1, '--sample_length', 0, *flags)
+def test_the_second_ctrl_c_is_answered_at_once(loop, models, book, monkeypatch):
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError('the step was completed')
 
-    def measured():
-        metrics = models / 'broken' / 'metrics.jsonl'
-        return metrics.read_bytes().count(b'\n') if metrics.exists() else 0
-
-    assert training('whole').run()[0] == 0
-    random = np.random.RandomState(7)
-    for kill in range(10):
-        process = training('broken', '--resume').start()
-        while measured() <= 3 * kill and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.3))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL  # it was not done
-    status, _, stderr = training('broken', '--resume').run()
-    assert (status, stderr) == (0, '')
-    whole, broken = saved(models / 'whole'), saved(models / 'broken')
-    assert all(np.array_equal(weight, broken[name]) for name, weight in whole.items())
-    for name in ['metrics.jsonl', 'training/step-300.data-00000-of-00001']:
-        assert (models / 'whole' / name).read_bytes() == (models / 'broken' / name).read_bytes()
+    monkeypatch.setattr(loop, 'run_step', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(models, book)
+    assert read_metrics(models / 'mine') == []
 
 
-def test_a_full_disk_is_told_and_gone_on_from(command, models, saved, small_disk, tmp_path):
-    """What was written before stays; with room, it ends as if nothing had been."""
-    def training(folder, *flags):
-        return command('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
-                       '--model_name', 'tiny', '--models_dir', folder, '--steps', 12,
-                       '--val_every', 3, '--seq_len', 16, '--keep_last', 9,
-                       '--sample_length', 0, *flags).run()
+@pytest.mark.parametrize('function', ['initialize', 'run_step', 'evaluate'])
+def test_too_little_memory_is_reported(tf, loop, models, book, monkeypatch, function):
+    def cannot(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
+    monkeypatch.setattr(loop, function, cannot)
+    with pytest.raises(UserError, match='memory is too small'):
+        train_here(models, book)
 
+
+def test_a_refused_training_can_be_corrected(loop, models, book, saved, monkeypatch):
+    def cannot(options, compute):
+        raise UserError('not here')
+    with monkeypatch.context() as patch, pytest.raises(UserError, match='not here'):
+        patch.setattr(loop, 'choose_devices', cannot)
+        train_here(models, book)
+    train_here(models, book, steps=1)
+    assert saved(models / 'mine')
+
+
+def test_a_model_that_is_locked_is_not_trained(models, book, copied):
+    with open(str(copied / 'training' / 'lock'), 'w') as file:
+        assert files.lock(file)
+        with pytest.raises(UserError, match='another process'):
+            train_here(models, book, resume=True)
+    with pytest.raises(UserError, match='other settings'):  # it is not locked any more
+        train_here(models, book, resume=True, steps=7)
+
+
+def test_a_model_without_its_training_is_not_resumed(models, book, copied):
+    before = contents(copied / 'training')
+    shutil.move(str(copied / 'training'), str(copied / 'elsewhere'))
+    metrics = (copied / 'metrics.jsonl').read_bytes()
+    with pytest.raises(UserError, match='no training/'):
+        train_here(models, book, resume=True)
+    assert (copied / 'metrics.jsonl').read_bytes() == metrics
+    shutil.move(str(copied / 'elsewhere'), str(copied / 'training'))
+    (copied / 'training' / 'step-6.index').unlink()
+    with pytest.raises(UserError, match='step-6.* cannot be read'):
+        train_here(models, book, resume=True)
+    (copied / 'training' / 'step-6.index').write_bytes(before['step-6.index'])
+    for name, damage in [('training/progress.json', '{"step": 6}'), ('training/progress.json', '['),
+                         ('metrics.jsonl', '{"loss": 3}\n')]:
+        before = (copied / name).read_bytes()
+        (copied / name).write_text(damage)
+        with pytest.raises(UserError, match=f'{name} cannot be read'):
+            train_here(models, book, resume=True)
+        (copied / name).write_bytes(before)
+
+
+def test_other_settings_are_not_resumed(models, book, copied, tmp_path):
+    with pytest.raises(UserError) as error:
+        train_here(models, book, resume=True, batch_size=3)
+    assert '--batch_size 3 (it was 4)' in str(error.value) and '--seed' not in str(error.value)
+    with pytest.raises(UserError, match='another text$'):
+        train_here(models, write(tmp_path / 'other', BOOK * 2), resume=True)
+    train_here(models, book, resume=True, recompute=True)  # decides nothing that is learned
+
+
+def test_a_full_disk_is_reported_and_training_resumes(command, loop, models, book, small_disk,
+                                                      unbroken):
+    """What was written before stays; with room, it ends as if nothing had happened."""
     small = small_disk(480)
     shutil.copytree(str(models / 'tiny'), str(small / 'tiny'))
-    status, _, stderr = training(small)
+    status, _, stderr = command(
+        'train.py', book, '--output', 'mine', '--model_name', 'tiny', '--models_dir', small,
+        '--steps', 6, '--seq_len', 8, '--accumulation', 2, '--dropout', 0.1, '--val_every', 2,
+        '--seed', 3, '--learning_rate', 0.01, '--sample_length', 0, '--keep_last', 9).run()
     assert status == 1 and stderr.count('\n') == 1
     assert str(small / 'mine') in stderr and '--resume' in stderr
     assert 'No space left on device' in stderr
     shutil.copytree(str(small / 'mine'), str(models / 'mine'))
-    assert training(models, '--resume')[0] == 0
-    (models / 'mine').rename(models / 'resumed')
-    assert training(models)[0] == 0
-    whole, resumed = saved(models / 'mine'), saved(models / 'resumed')
-    assert all(np.array_equal(weight, resumed[name]) for name, weight in whole.items())
-    assert (models / 'mine' / 'metrics.jsonl').read_bytes() == (
-        models / 'resumed' / 'metrics.jsonl').read_bytes()
+    train_here(models, book, resume=True)
+    assert equals_unbroken(unbroken, models / 'mine')
 
 
-def test_going_on_with_other_settings_is_refused(command, refused, models, tmp_path):
-    data = write(tmp_path / 'text', BOOK)
-    flags = ['--output', 'mine', '--model_name', 'tiny', '--models_dir', models, '--steps', 2,
-             '--seq_len', 8]
-    assert command('train.py', data, *flags).run()[0] == 0
-    status, message = refused('train.py', data, *flags, '--resume', '--batch_size', 3)
-    assert status == 1 and '--batch_size 3 (it was 4)' in message and '--seed' not in message
-    status, message = refused('train.py', write(tmp_path / 'other', BOOK * 2), *flags, '--resume')
-    assert status == 1 and 'another text' in message
+def test_a_killed_training_resumes_exactly(command, loop, models, book, capsys):
+    """Killed at random moments, it ends with the weights and the metrics of an unbroken run."""
+    n_kills = 10 if LONG else 1
+    flags = dict(steps=30 * n_kills, accumulation=2, val_every=4, seq_len=16, dropout=0.1,
+                 sample_length=0)
+    train_here(models, book, 'whole', learning_rate=1e-4, seed=0, **flags)
+    metrics = models / 'broken' / 'metrics.jsonl'
+
+    def resume_as_process():
+        return command('train.py', book, '--output', 'broken', '--model_name', 'tiny',
+                       '--models_dir', models, '--resume',
+                       *[f'--{name}={value}' for name, value in flags.items()]).start()
+
+    def n_validated():
+        return metrics.read_bytes().count(b'\n') if metrics.exists() else 0
+
+    random = np.random.RandomState(7)
+    for kill in range(n_kills):
+        process = resume_as_process()
+        while n_validated() <= 3 * kill and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it had not ended
+    train_here(models, book, 'broken', learning_rate=1e-4, seed=0, resume=True, **flags)
+    for name in ['metrics.jsonl', f'training/step-{30 * n_kills}.data-00000-of-00001',
+                 'model.ckpt.data-00000-of-00001']:
+        assert (models / 'whole' / name).read_bytes() == (models / 'broken' / name).read_bytes()
 
 
-def test_the_rate_rises_and_falls_as_help_says():
-    flags = flags_of(steps=1000)
-    rates = [train.schedule(step, flags) for step in range(1, 1001)]
-    assert rates[0] == pytest.approx(0.02)
-    assert rates.index(max(rates)) + 1 == pytest.approx(50, abs=1)
-    assert max(rates) == pytest.approx(1) and rates[-1] == pytest.approx(0.1)
-    assert rates[524] == pytest.approx(0.55, abs=1e-3)  # half-way along the cosine
-    assert rates[:49] == sorted(rates[:49]) and rates[50:] == sorted(rates[50:], reverse=True)
-    flags = flags_of(steps=1000, warmup=10, schedule='constant')
-    rates = [train.schedule(step, flags) for step in range(1, 1001)]
-    assert rates[4] == pytest.approx(0.5) and set(rates[9:]) == {1}
-    assert train.schedule(1, flags_of(steps=1000, warmup=0)) == pytest.approx(1, abs=1e-5)
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def simulate_run(output, steps):
+    """Write what training writes at validations after these steps; the state is their number."""
+    with output.lock(resume=True):
+        progress = output.read_progress()
+        if progress.step:  # what would be restored is complete
+            prefix = output.training_path(f'step-{progress.step}')
+            assert [open(prefix + suffix).read() for suffix in ('.index', '.data')
+                    ] == [str(progress.step)] * 2
+        output.trim_metrics(progress.step)
+
+        def save(prefix):
+            for suffix in ('.data', '.index'):
+                with open(prefix + suffix, 'w') as file:
+                    file.write(prefix.rpartition('-')[2])
+        for step in steps:
+            if step > progress.step:
+                output.append_metrics({'step': step, 'loss': 1 / step})
+                output.write_progress(resume.Progress(step, 1 / step), save)
+
+
+def crashes_at(n, output, at_each_line):
+    """Simulate a run that ends before its n-th line; return whether it has so many lines."""
+    def crash(line):
+        if line == n:
+            raise Crash
+    try:
+        at_each_line([resume, files], lambda: simulate_run(output, [2, 4]), crash)
+    except Crash:
+        return True
+    return False
+
+
+@pytest.mark.parametrize('keep_last, kept', [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
+def test_states_of_the_last_validations_are_kept(tmp_path, keep_last, kept):
+    simulate_run(resume.Output(str(tmp_path), {'text': 'abc'}, keep_last), [2, 4, 6])
+    assert set(contents(tmp_path / 'training')) == {'progress.json', 'checkpoint', 'lock'} | {
+        f'step-{step}{suffix}' for step in kept for suffix in ('.data', '.index')}
+
+
+@pytest.mark.parametrize('keep_last', [1, pytest.param(2, marks=only_long)])
+def test_a_crash_at_any_line_of_what_is_written_loses_nothing(tmp_path, at_each_line, monkeypatch,
+                                                              keep_last):
+    """After it the run resumes and ends with the same files, also with other steps in between."""
+    def output(name):
+        return resume.Output(str(tmp_path / str(name)), {'seed': 3, 'text': 'abc'}, keep_last)
+
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # slow, and no power cut is tested
+    simulate_run(output('whole'), [2, 4])
+    expected = {name: content for name, content in contents(tmp_path / 'whole' / 'training').items()
+                if not name.startswith('step-2')}  # with two kept, step 3 may take its place
+    for n in itertools.count(1):
+        crashed = crashes_at(n, output(n), at_each_line)
+        if n % 2:
+            simulate_run(output(n), [2, 3])  # until a Ctrl-C, for example
+        simulate_run(output(n), [2, 4])
+        found = contents(tmp_path / str(n) / 'training')
+        assert {name: found[name] for name in expected} == expected
+        steps = [line['step'] for line in read_metrics(tmp_path / str(n))]
+        assert [step for step in steps if step != 3] == [2, 4]
+        shutil.rmtree(output(n).path)
+        if not crashed:
+            break
+    assert n > 100
+
+
+def test_half_a_line_of_metrics_is_dropped(tmp_path):
+    output = resume.Output(str(tmp_path), {}, 1)
+    write(tmp_path / 'metrics.jsonl', '{"step": 2}\n{"step": 4}\n{"st')
+    output.trim_metrics(4)
+    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 2}\n{"step": 4}\n'
 
 
 # ---- what is refused ---------------------------------------------------------------------------
@@ -683,21 +838,25 @@ BAD_FLAGS = [
     ('--steps 2.5', '--steps 2.5'),
     ('--batch_size 0', '--batch_size'),
     ('--batch_size many', "--batch_size 'many'"),
-    ('--seq_len 1', '--seq_len 2 32'),
+    ('--seq_len 1', '--seq_len 2'),
     ('--seq_len 33', '--seq_len 32 33'),
     ('--learning_rate 0', '--learning_rate'),
     ('--learning_rate -1e-4', '--learning_rate'),
     ('--learning_rate nan', '--learning_rate nan'),
     ('--learning_rate 1e999', '--learning_rate inf'),
     ('--accumulation 0', '--accumulation'),
+    ('--gradient_accumulation_steps 0', '--accumulation'),
     ('--weight_decay -1', '--weight_decay'),
     ('--clip_norm 0', '--clip_norm'),
+    ('--max_grad_norm 0', '--clip_norm'),
     ('--held_out 0', '--held_out'),
     ('--held_out 1', '--held_out'),
     ('--held_out a', "--held_out 'a'"),
+    ('--validation_split 1', '--held_out'),
     ('--val_every 0', '--val_every'),
     ('--schedule linear', '--schedule cosine linear'),
     ('--warmup -1', '--warmup'),
+    ('--warmup_steps -1', '--warmup'),
     ('--dropout 1', '--dropout'),
     ('--dropout -0.1', '--dropout'),
     ('--train_only head', '--train_only blocks head'),
@@ -711,6 +870,7 @@ BAD_FLAGS = [
     ('--seed -1', '--seed'),
     ('--seed 1.5', '--seed'),
     ('--scratch=yes', '--scratch'),
+    ('--gradient_checkpointing=yes', '--recompute'),
     ('--lerning_rate 1', '--lerning_rate --learning_rate'),
     ('--steps', '--steps value'),
     ('--output=', '--output'),
@@ -720,21 +880,57 @@ BAD_FLAGS = [
 ]
 
 
+@pytest.fixture
+def refused_here(refuse, models):
+    """As `refuse` of train.py with the tiny model; nothing may be left behind."""
+    def run(*arguments):
+        before = {path.name: contents(path) for path in models.iterdir() if path.is_dir()}
+        result = refuse(train.train, train.OPTIONS, *arguments, '--models_dir', models)
+        assert {path.name: contents(path) for path in models.iterdir() if path.is_dir()} == before
+        return result
+    return run
+
+
 @pytest.mark.parametrize('arguments, words', BAD_FLAGS, ids=[flag for flag, _ in BAD_FLAGS])
-def test_bad_flags_are_refused_in_one_line(refused, models, tmp_path, arguments, words):
-    status, message = refused(
-        'train.py', write(tmp_path / 'text', BOOK), '--output', 'mine', '--model_name', 'tiny',
-        '--models_dir', models, *arguments.split())
+def test_bad_flags_are_refused_in_one_line(refused_here, book, arguments, words):
+    status, message = refused_here(book, '--output', 'mine', '--model_name', 'tiny',
+                                   *arguments.split())
     assert status == 2
     assert all(word in message for word in words.split())
-    assert [entry.name for entry in models.iterdir()] == ['tiny']  # nothing is left behind
+
+
+def test_flags_and_texts_are_checked_before_tensorflow_is_imported(refused, models, book):
+    """As a process of its own."""
+    flags = ['--output', 'mine', '--model_name', 'tiny', '--models_dir', models]
+    status, message = refused('train.py', book, *flags, '--steps', 0)
+    assert status == 2 and '--steps' in message
+    status, message = refused('train.py', book, *flags, '--held_out', 0.001)
+    assert status == 1 and 'too short' in message
+    assert [entry.name for entry in models.iterdir()] == ['tiny']
 
 
 @pytest.mark.parametrize('arguments, words', [([], 'DATA'), (['text'], '--output')], ids=repr)
-def test_what_is_needed_is_asked_for(refused, models, arguments, words):
-    status, message = refused('train.py', *arguments, '--models_dir', models,
-                              '--model_name', 'tiny')
+def test_what_is_missing_is_named(refused_here, arguments, words):
+    status, message = refused_here(*arguments, '--model_name', 'tiny')
     assert status == 2 and words in message
+
+
+def test_defaults_of_the_command_are_those_of_the_options():
+    fields = {field.name: field for option_class in train.OPTIONS
+              for field in dataclasses.fields(option_class)}
+    for name, parameter in inspect.signature(train.train).parameters.items():
+        if fields[name].default is not dataclasses.MISSING:
+            assert repr(parameter.default) == repr(fields[name].default), name
+
+
+def test_options_check_themselves(start):
+    with pytest.raises(OptionError, match='^steps must be'):
+        TrainingOptions(steps=0)
+    options = TrainingOptions(steps=100)
+    assert (options.warmup, options.seq_len) == (None, None)
+    fitted = options.fit_model(start.hparams)
+    assert (fitted.warmup, fitted.seq_len) == (5, 32)
+    assert TrainingOptions(warmup=0).fit_model(start.hparams).warmup == 0
 
 
 TEXTS = {
@@ -749,76 +945,61 @@ TEXTS = {
 
 
 @pytest.mark.parametrize('text', TEXTS)
-def test_a_text_that_cannot_be_used(refused, models, tmp_path, text):
+def test_a_text_that_cannot_be_used(refused_here, tmp_path, text):
     content, words = TEXTS[text]
     if content is not None:
         (tmp_path / 'text').write_bytes(content)
-    status, message = refused('train.py', tmp_path / 'text', '--output', 'mine', '--model_name',
-                              'tiny', '--models_dir', models)
+    status, message = refused_here(tmp_path / 'text', '--output', 'mine', '--model_name', 'tiny')
     assert status == 1
     assert all(word in message for word in [str(tmp_path / 'text'), *words])
-    assert [entry.name for entry in models.iterdir()] == ['tiny']  # nothing is left behind
 
 
-def test_a_folder_without_texts(refused, models, tmp_path):
+def test_a_folder_without_texts(refused_here, tmp_path):
     (tmp_path / 'books').mkdir()
     write(tmp_path / 'books' / 'a.md', BOOK)
-    status, message = refused('train.py', tmp_path / 'books', '--output', 'mine', '--model_name',
-                              'tiny', '--models_dir', models)
+    status, message = refused_here(tmp_path / 'books', '--output', 'mine', '--model_name', 'tiny')
     assert status == 1
     assert str(tmp_path / 'books') in message and '.txt' in message
 
 
-def test_a_folder_with_a_bad_text_names_the_text(refused, models, tmp_path):
+def test_a_folder_with_a_bad_text_names_the_text(refused_here, tmp_path):
     (tmp_path / 'books').mkdir()
     write(tmp_path / 'books' / 'a.txt', BOOK)
     (tmp_path / 'books' / 'b.txt').write_bytes(b'ab\xff')
-    status, message = refused('train.py', tmp_path / 'books', '--output', 'mine', '--model_name',
-                              'tiny', '--models_dir', models)
+    status, message = refused_here(tmp_path / 'books', '--output', 'mine', '--model_name', 'tiny')
     assert status == 1
     assert str(tmp_path / 'books' / 'b.txt') in message and 'byte 2' in message
 
 
-def test_a_model_to_start_from_that_is_not_there(refused, models, tmp_path):
-    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
-                              '--models_dir', models)
+def test_a_missing_model_to_start_from(refused_here, book):
+    status, message = refused_here(book, '--output', 'mine')
     assert status == 1
     assert message.endswith('python3 download_model.py 124M') and 'tiny' in message
 
 
-def test_a_model_without_weights_serves_from_scratch_alone(refused, models, tmp_path):
+def test_a_model_without_weights_serves_only_from_scratch(refused_here, models, book):
     (models / 'tiny' / 'checkpoint').unlink()
-    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'mine',
-                              '--model_name', 'tiny', '--models_dir', models)
+    status, message = refused_here(book, '--output', 'mine', '--model_name', 'tiny')
     assert status == 1 and str(models / 'tiny' / 'checkpoint') in message
-    start = checkpoint.open_model('tiny', str(models), weights=False)
+    start = model_dir.open_model_dir('tiny', str(models), weights=False)
     assert start.hparams.n_embd == 16
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_an_output_that_is_there_is_left_as_it_is(refused, models, tmp_path):
-    before = contents(models / 'tiny')
-    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'tiny',
-                              '--model_name', 'tiny', '--models_dir', models, '--scratch')
+def test_a_model_that_exists_is_not_overwritten(refused_here, models, book):
+    status, message = refused_here(book, '--output', 'tiny', '--model_name', 'tiny', '--scratch')
     assert status == 1 and str(models / 'tiny') in message
-    assert contents(models / 'tiny') == before
 
 
-def test_an_output_that_cannot_be_made(refused, models, tmp_path):
+def test_an_output_that_cannot_be_made(refused_here, models, book):
     write(models / 'file', 'mine')
-    status, message = refused('train.py', write(tmp_path / 'text', BOOK), '--output', 'file',
-                              '--model_name', 'tiny', '--models_dir', models)
+    status, message = refused_here(book, '--output', 'file', '--model_name', 'tiny')
     assert status == 1 and str(models / 'file') in message
     assert (models / 'file').read_text() == 'mine'
 
 
-def test_training_that_diverges_is_told(tf, models, tmp_path):
-    with pytest.raises(cli.UserError) as caught, tf.Graph().as_default():
-        train.train(str(write(tmp_path / 'text', BOOK)), 'mine', model_name='tiny', seq_len=8,
-                    models_dir=str(models), learning_rate=1e30, steps=50)
+def test_diverging_training_is_reported(loop, models, book):
+    with pytest.raises(UserError) as caught:
+        train_here(models, book, learning_rate=1e30, steps=50, val_every=100)
     message = str(caught.value)
     assert 'diverged' in message and '--learning_rate' in message and '\n' not in message
     assert not (models / 'mine' / 'checkpoint').exists()

@@ -1,0 +1,21 @@
+"""The Python interface of GPT-2, with src/ on the path.
+
+    import gpt2
+    with gpt2.load('124M') as model:
+        for sample in model.generate('Once upon a time', nsamples=3, length=40):
+            print(sample.text)
+
+Everything behind the commands is in this package; see README for what is where.
+"""
+
+import os
+
+# NumPy's own threads keep spinning after a product and take the processors from those of the lite
+# engine. NumPy reads this when it is imported, so it is set before.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
+from gpt2.api import Model, Sample, Score, load  # noqa: E402
+from gpt2.errors import ModelError, OptionError, UsageError, UserError  # noqa: E402
+
+__all__ = ['Model', 'ModelError', 'OptionError', 'Sample', 'Score', 'UsageError', 'UserError',
+           'load']

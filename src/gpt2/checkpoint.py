@@ -1,0 +1,132 @@
+"""The weights of a model directory, a TensorFlow V2 checkpoint: into a session and back."""
+
+import contextlib
+import glob
+import os
+import re
+
+from gpt2 import files, runtime
+from gpt2.errors import ModelError
+from gpt2.model_dir import (
+    SUFFIXES,
+    VOCABULARY,
+    read_checkpoint_state,
+    weight_shapes,
+    weights_prefix,
+)
+
+
+def model_weights():
+    """Return the variables of the graph's model."""
+    return runtime.import_tensorflow().trainable_variables('model/')
+
+
+# Reading
+
+def restore(session, directory):
+    """Restore the weights of the graph's model into a session. No initializer needs to run.
+
+    Raises ModelError if the checkpoint lacks a weight, has it in another shape, or is damaged.
+    """
+    tf = runtime.import_tensorflow()
+    prefix = weights_prefix(directory)
+    weights = model_weights()
+    with translate_errors(prefix):
+        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        check_shapes(prefix, shapes, {weight.op.name: weight.shape.as_list() for weight in weights})
+        tf.train.Saver(weights).restore(session, prefix)
+
+
+def open_weights(prefix, hparams):
+    """Open the weights of a checkpoint to read them one at a time, without a graph.
+
+    Returns:
+      A function from the name of a weight to its value, a float32 array.
+
+    Raises ModelError as `restore`; the function, too, where it finds damage.
+    """
+    tf = runtime.import_tensorflow()
+    expected = dict(weight_shapes(hparams))
+    with translate_errors(prefix):
+        reader = tf.train.load_checkpoint(prefix)
+        check_shapes(prefix, reader.get_variable_to_shape_map(), expected)
+        dtypes = reader.get_variable_to_dtype_map()
+    for name in expected:
+        if dtypes[name] != tf.float32:
+            raise ModelError(f'{prefix}.index: {name} is of type {dtypes[name].name}, but weights '
+                             'must be float32')
+
+    def read(name):
+        with translate_errors(prefix):
+            return reader.get_tensor(name)
+
+    return read
+
+
+@contextlib.contextmanager
+def translate_errors(prefix):
+    """Turn the errors of reading a damaged checkpoint into a ModelError."""
+    tf = runtime.import_tensorflow()
+    try:
+        yield
+    except (tf.errors.OpError, ValueError, IndexError) as error:
+        raise ModelError(f'{prefix}.* are damaged ({type(error).__name__}); download the model '
+                         'again')
+
+
+def check_shapes(prefix, shapes, expected):
+    """Raise ModelError unless the model's weights have the expected shapes, dicts by name.
+
+    Other variables may be there (an optimizer's), but no layer that the model does not have.
+    """
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            raise ModelError(f'{prefix}.index: {name} has shape {shapes.get(name, "none")}, but '
+                             f'hparams.json calls for {shape}; they belong to different models')
+    for name in sorted(shapes):
+        if re.fullmatch(r'model/h\d+/ln_1/g', name) and name not in expected:
+            raise ModelError(f'{prefix}.index has {name}, but hparams.json calls for no such '
+                             'layer; they belong to different models')
+
+
+# Writing
+
+def save(session, saver, directory, source):
+    """Write the session's model as a model directory, or into one that was written before.
+
+    The new weights are written under a name of their own first, so `checkpoint` names complete
+    weights whenever this is interrupted.
+
+    Args:
+      saver: a tf.train.Saver of `model_weights()`.
+      source: the directory to copy hparams.json and the vocabulary from.
+    """
+    os.makedirs(directory, exist_ok=True)
+    for name in ('hparams.json',) + VOCABULARY:
+        files.copy_file(os.path.join(source, name), os.path.join(directory, name))
+    if os.path.exists(os.path.join(directory, 'checkpoint')):
+        promote(directory)
+    saver.save(session, os.path.join(directory, 'saving'), write_state=False)
+    for suffix in SUFFIXES:
+        files.sync_file(os.path.join(directory, 'saving' + suffix))
+    write_checkpoint_state(directory, 'saving')
+    promote(directory)
+
+
+def promote(directory):
+    """Give weights that were just saved their final name, if `checkpoint` names any such."""
+    if read_checkpoint_state(directory) != 'saving':
+        return
+    for suffix in SUFFIXES:
+        files.copy_file(os.path.join(directory, 'saving' + suffix),
+                        os.path.join(directory, 'model.ckpt' + suffix))
+    write_checkpoint_state(directory, 'model.ckpt')
+    for leftover in ('saving.*', '.*.partial'):  # the latter from processes that were killed
+        for path in glob.glob(os.path.join(glob.escape(directory), leftover)):
+            os.remove(path)
+
+
+def write_checkpoint_state(directory, name):
+    """Write the file `checkpoint` of a directory, which names its weights."""
+    files.write_file(os.path.join(directory, 'checkpoint'), [
+        f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'])

@@ -1,0 +1,183 @@
+"""The command line of the scripts: flags, help, errors and exit statuses.
+
+Python Fire assigns the arguments to the parameters of a function. The function only records them;
+the command itself runs once all of them are known to be good.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import os
+import re
+import sys
+import textwrap
+
+import fire
+
+from gpt2.errors import OptionError, UsageError, UserError
+from gpt2.options import SWITCH
+
+NO_SEPARATOR = ['--', '--separator=\0']  # makes Fire take a bare - for an ordinary value
+
+
+def run(command, *option_classes, argv=None):
+    """Run a script's function as its command line, with a flag for each parameter.
+
+    Exit statuses: 0; 1 after a UserError or an OSError; 2 after a UsageError; 130 after Ctrl-C.
+
+    Args:
+      command: the function. Its docstring begins the help.
+      option_classes: Options classes. For each parameter one of them has a field of that name,
+        which gives the type and the help of the flag.
+      argv: the arguments; those of the process if None.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    options = {field.name: field for option_class in reversed(option_classes)
+               for field in dataclasses.fields(option_class)}
+    open_streams()
+    try:
+        arguments = parse(command, options, argv)
+        if arguments is None:
+            print(help_text(command, options))
+        else:
+            command(**arguments)
+        sys.stdout.flush()
+    except OptionError as error:
+        fail(f'--{error}', 2)
+    except UserError as error:
+        fail(error, 2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        # What is still buffered must go somewhere when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `head`, for one, closes the pipe early
+            fail(error, 1)
+
+
+def open_streams():
+    """Make the standard streams UTF-8; replace those that are closed."""
+    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stdout = sys.stdout or open(os.devnull, 'w')
+    sys.stderr = sys.stderr or open(os.devnull, 'w')
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding='utf-8', errors='surrogateescape')
+
+
+def fail(error, status):
+    """Exit with an error, in one line on stderr."""
+    print(f'{os.path.basename(sys.argv[0])}: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(status)
+
+
+# Arguments
+
+def parse(command, options, argv):
+    """Return the arguments of a command line by name, or None if it asks for help.
+
+    Raises UsageError if an unknown flag, a flag without its value, or too many or too few
+    arguments.
+    """
+    parameters = inspect.signature(command).parameters
+    if '--help' in argv:
+        return None
+    argv = join_values(parameters, options, argv)
+    if '-h' in argv:
+        return None
+    texts, left_over = record(parameters, argv)
+    if left_over:
+        raise UsageError(f'unexpected argument {left_over[0]!r}; see --help')
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in texts:
+            raise UsageError(f'{name.upper()} is missing; see --help')
+    return {name: options[name].metadata['kind'].parse(text) for name, text in texts.items()}
+
+
+def join_values(parameters, options, argv):
+    """Return the arguments with each flag in the form --name=value, which Fire cannot misread."""
+    names = {flag: name for name in parameters
+             for flag in (name, options[name].metadata['alias']) if flag}
+    switches = {name for name in parameters if options[name].metadata['kind'] is SWITCH}
+    turned_off = {f'--no{name}': f'--{name}=False' for name in switches}
+    joined, rest = [], [turned_off.get(argument, argument) for argument in argv]
+    while rest:
+        argument = rest.pop(0)
+        if re.match('--|-[A-Za-z]', argument) and argument != '-h':
+            flag, equals, value = argument.partition('=')
+            name = find_name(names, flag)
+            if not equals and name in switches and rest[:1] not in (['True'], ['False']):
+                value = 'True'
+            elif not equals:
+                if not rest or re.match('--[A-Za-z]', rest[0]):
+                    raise UsageError(f'{flag} needs a value; write {flag}=VALUE if it begins '
+                                     'with --')
+                value = rest.pop(0)
+            argument = f'--{name}={value}'
+        joined.append(argument)
+    return joined
+
+
+def find_name(names, flag):
+    """Return the parameter of a flag as it is written, such as --top-k. Raises UsageError."""
+    name = flag[2:].replace('-', '_')
+    if flag.startswith('--') and name in names:
+        return names[name]
+    near = difflib.get_close_matches(flag.strip('-').replace('-', '_'), names, n=1)
+    hint = f'did you mean --{near[0]}?' if near else 'see --help'
+    raise UsageError(f'there is no flag {flag}; {hint}')
+
+
+def record(parameters, argv):
+    """Let Fire assign arguments to parameters; return their texts by name, and what is left over.
+
+    All values stay texts: Fire's own parser would evaluate them as Python literals.
+    """
+    signature = inspect.Signature(
+        [parameter.replace(default=None) for parameter in parameters.values()])
+    texts, left_over = {}, []
+
+    @fire.decorators.SetParseFn(str)
+    def take(*values, **flags):
+        bound = signature.bind(*values, **flags).arguments
+        texts.update((name, text) for name, text in bound.items() if text is not None)
+        return take_rest
+
+    @fire.decorators.SetParseFn(str)
+    def take_rest(*values):
+        left_over.extend(values)
+
+    take.__signature__ = signature
+    fire.Fire(take, command=[*argv, *NO_SEPARATOR])
+    return texts, left_over
+
+
+# Help
+
+def help_text(command, options):
+    """Return the help of a command: its docstring, and a paragraph for each flag."""
+    parameters = inspect.signature(command).parameters.values()
+    rows = [(flag_name(parameter), flag_help(parameter, options[parameter.name]))
+            for parameter in parameters]
+    width = max(len(name) for name, _ in rows) + 2
+    wrap = functools.partial(textwrap.fill, width=100, subsequent_indent=' ' * width)
+    return '\n'.join([inspect.getdoc(command), ''] + [wrap(f'{name:{width}}{text}')
+                                                      for name, text in rows])
+
+
+def flag_name(parameter):
+    """Return how a parameter is written in the help: NAME if it is required, else --name."""
+    is_required = parameter.default is parameter.empty
+    return parameter.name.upper() if is_required else f'--{parameter.name}'
+
+
+def flag_help(parameter, field):
+    """Return the help of a flag, with its default and its alias."""
+    text, alias = field.metadata['help'], field.metadata['alias']
+    if parameter.default is True:
+        text += f' (default; --no{parameter.name} turns it off)'
+    elif parameter.default is not False and parameter.default not in (parameter.empty, None):
+        text += f' (default: {parameter.default})'
+    return text + (f'; also --{alias}' if alias else '')

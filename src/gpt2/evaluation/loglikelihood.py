@@ -1,0 +1,168 @@
+"""Log likelihoods: how probable a model finds each token of a text, and how it ranks it.
+
+    tokens -> windows -> batches of windows -> log probability and rank of each token
+
+Letters in the shape comments are those of `model.py`; M is the number of tokens that are scored.
+"""
+
+import collections
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2 import checkpoint, runtime
+from gpt2.errors import OptionError
+from gpt2.options import whole
+
+LOGITS_CHUNK = 256  # positions whose logits exist at once: 51 MB with the vocabulary of GPT-2
+
+# A part of a text that the model reads at once. It reads tokens[start:end] and predicts
+# tokens[start + 1:end + 1], of which those from tokens[first] on are scored.
+Window = collections.namedtuple('Window', 'start end first')
+
+# The scores of n tokens: `log_probs` float32 [n], natural logarithms; `ranks` int32 [n], 1 for the
+# likeliest; `filtered_ranks` int32 [n], the same among the allowed tokens.
+Scores = collections.namedtuple('Scores', 'log_probs ranks filtered_ranks')
+
+
+def total_log_prob(scores):
+    """Return the log probability of all tokens together, in nats."""
+    return float(scores.log_probs.sum(dtype=np.float64))
+
+
+def rolling_windows(n_tokens, n_ctx, stride, first):
+    """Yield the Windows that score tokens `first` (1 or more) to n_tokens - 1, each exactly once.
+
+    The first window scores all that it predicts from `first` on. Each further one begins `stride`
+    tokens later, 1 to n_ctx, and scores those that no earlier one has: `stride` of them, or what is
+    left. So a token beyond the first window has more than n_ctx - stride tokens before it.
+    """
+    start = 0
+    while first < n_tokens:
+        end = min(start + n_ctx, n_tokens - 1)
+        if first <= end:
+            yield Window(start, end, first)
+            first = end + 1
+        start += stride
+
+
+def check_stride(stride, n_ctx):
+    """Raise OptionError if a stride does not suit a model with a window of n_ctx tokens."""
+    kind = whole(1, n_ctx)
+    if not kind.accepts(stride):
+        raise OptionError('stride', f'must be {kind.wanted}, the window of the model, not {stride}')
+
+
+def batches(windows, n_tokens):
+    """Yield lists of windows that have up to n_tokens together.
+
+    Windows of similar length share a batch. The longest come first: if there is too little memory
+    for one, that shows at once.
+    """
+    windows = sorted(windows, key=lambda window: window.start - window.end)
+    while windows:
+        n = max(1, n_tokens // (windows[0].end - windows[0].start))
+        yield windows[:n]
+        windows = windows[n:]
+
+
+class Scorer:
+    """A model that scores texts. It holds a graph and a session until `close()`."""
+
+    def __init__(self, model_dir, allowed=None, progress=False):
+        """Build the graph and restore the weights. Raises ModelError if they cannot be read.
+
+        Only the `allowed` tokens, bool [V], count for `filtered_ranks`; None allows all. `progress`
+        shows a progress bar on stderr if that is a terminal.
+        """
+        tf = runtime.import_tensorflow()
+        import model
+        hparams = model_dir.hparams
+        self.n_ctx = hparams.n_ctx
+        self._end_of_text = model_dir.encoder.end_of_text
+        self._hide_progress = None if progress else True  # None: tqdm hides it off a terminal
+        with tf.Graph().as_default(), model.variables():
+            self._tokens = tf.placeholder(tf.int32, [None, None])  # [B, S], a window in each row
+            self._positions = tf.placeholder(tf.int32, [None])  # [M], indices into B x S
+            self._targets = tf.placeholder(tf.int32, [None])  # [M], the tokens that follow
+            h = tf.reshape(model.hidden_states(hparams, self._tokens), [-1, hparams.n_embd])
+            self._hidden = tf.gather(h, self._positions)  # [M, E]
+            self._logits = model.lm_head(hparams, self._hidden)  # [M, V]
+            self._scores = token_scores(self._logits, self._targets, allowed)
+            self._session = tf.Session()
+            checkpoint.restore(self._session, model_dir.path)
+
+    def close(self):
+        """Free the session. The Scorer cannot be used any more."""
+        self._session.close()
+
+    def logits(self, tokens):
+        """Return the logits of what follows each of S tokens, 1 to n_ctx: float32 [S, V]."""
+        return self._session.run(self._logits, {self._tokens: [tokens],
+                                                self._positions: range(len(tokens))})
+
+    def loglikelihood_rolling(self, texts, batch_size=1, stride=32):
+        """Return the Scores of whole texts, lists of token ids; otherwise see `loglikelihood`."""
+        return self.loglikelihood([([], text) for text in texts], batch_size, stride)
+
+    def loglikelihood(self, pairs, batch_size=1, stride=32):
+        """Return the Scores of each target after its context; both are lists of token ids.
+
+        <|endoftext|> stands before each context. If context and target are longer than the window
+        of the model, the beginning is left out; a target that is itself longer is read in windows.
+        Windows advance by `stride` tokens, 1 to n_ctx. `batch_size` windows of n_ctx tokens, or as
+        many tokens in shorter ones, are read at a time.
+        """
+        check_stride(stride, self.n_ctx)
+        text, ends, windows = [], [], []  # all in one text; where each pair ends in it
+        for context, target in pairs:
+            pair = [self._end_of_text, *context, *target][-1 - max(self.n_ctx, len(target)):]
+            windows += [Window(*(len(text) + index for index in window)) for window in
+                        rolling_windows(len(pair), self.n_ctx, stride, len(pair) - len(target))]
+            text += pair
+            ends.append(len(text))
+        scores = self._score_windows(np.array(text, np.int32), windows, batch_size * self.n_ctx)
+        return [Scores(*(values[end - len(target):end] for values in scores))
+                for end, (_, target) in zip(ends, pairs)]
+
+    def _score_windows(self, text, windows, batch_tokens):
+        """Return the Scores of all tokens of a text, int32 [n]; zeros of those in no window."""
+        scores = Scores(*(np.zeros(len(text), dtype) for dtype in (np.float32, np.int32, np.int32)))
+        with tqdm(total=sum(end - start for start, end, _ in windows), unit='token',
+                  unit_scale=True, leave=False, disable=self._hide_progress) as progress:
+            for batch in batches(windows, batch_tokens):
+                width = batch[0].end - batch[0].start  # of the longest
+                tokens = np.zeros([len(batch), width], np.int32)  # padded; no token sees padding
+                positions, scored = [], []
+                for row, (start, end, first) in enumerate(batch):
+                    tokens[row, :end - start] = text[start:end]
+                    scored.extend(range(first, end + 1))
+                    positions.extend(row * width + i - start - 1 for i in range(first, end + 1))
+                for values, new in zip(scores, self._score_batch(tokens, positions, text[scored])):
+                    values[scored] = new
+                progress.update(sum(end - start for start, end, _ in batch))
+        return scores
+
+    def _score_batch(self, tokens, positions, targets):
+        """Return the `token_scores` of targets, computing logits of a LOGITS_CHUNK at a time."""
+        run = self._session.run
+        hidden = run(self._hidden, {self._tokens: tokens, self._positions: positions})
+        chunks = [slice(i, i + LOGITS_CHUNK) for i in range(0, len(targets), LOGITS_CHUNK)]
+        scores = [run(self._scores, {self._hidden: hidden[chunk], self._targets: targets[chunk]})
+                  for chunk in chunks]
+        return [np.concatenate(values) for values in zip(*scores)]
+
+
+def token_scores(logits, targets, allowed):
+    """Return the log probabilities float32 [M], ranks and filtered ranks int32 [M] of targets [M].
+
+    A rank is 1 + the number of tokens with a strictly larger logit [M, V], so tokens with equal
+    logits share the better rank. A filtered rank counts only the allowed [V] among those tokens.
+    """
+    tf = runtime.import_tensorflow()
+    indices = tf.stack([tf.range(tf.size(targets)), targets], axis=-1)
+    target_logits = tf.gather_nd(logits, indices)  # [M]
+    larger = logits > target_logits[:, tf.newaxis]  # [M, V]
+    ranks = [1 + tf.reduce_sum(tf.cast(counted, tf.int32), axis=-1)
+             for counted in (larger, larger if allowed is None else larger & allowed)]
+    return [target_logits - tf.reduce_logsumexp(logits, axis=-1), *ranks]

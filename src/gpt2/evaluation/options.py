@@ -1,0 +1,36 @@
+"""The options of evaluate.py."""
+
+import dataclasses
+
+from gpt2.errors import OptionError, UsageError
+from gpt2.evaluation.tasks import TASKS
+from gpt2.options import PATH, SWITCH, Options, choice, option, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions(Options):
+    """What to evaluate, how, and where the results go."""
+
+    task: str = option('all', choice(*TASKS, 'all', 'score'), 'one of the names above')
+    file: str = option(None, PATH, 'the file of the data set, or the text to score')
+    data_dir: str = option('data', PATH, 'the folder of the data sets')
+    limit: int = option(None, whole(1), 'use only so many examples (enwik8, text8: bytes)')
+    batch_size: int = option(1, whole(1), 'windows to read at a time, or as many tokens in shorter '
+                                          'texts; changes only speed and memory')
+    stride: int = option(32, whole(1), 'tokens that the window advances by in a longer text; the '
+                                       'others are context. More is faster and a little worse')
+    raw: bool = option(False, SWITCH, 'read the data sets as distributed, without de-tokenizing')
+    output: str = option(None, PATH, 'of a task: a JSON file for the results; tasks that it has '
+                                     'from the same weights and settings are not run again. Of '
+                                     'score: the file to write instead of stdout')
+    html: str = option(None, PATH, 'of score: write a page that shows the texts, with each token '
+                                   'coloured by its rank')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.task == 'score' and not self.file:
+            raise UsageError('FILE is missing; write: python3 src/evaluate.py score FILE')
+        if self.task == 'all' and self.file:
+            raise UsageError('the task all takes no FILE; name the folder with --data_dir')
+        if self.task != 'score' and self.html:
+            raise OptionError('html', 'is only for the task score; leave it out')

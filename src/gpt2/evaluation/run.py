@@ -1,0 +1,134 @@
+"""Evaluates a model on tasks: prints the table, and keeps the results in a file."""
+
+import functools
+import json
+import os
+import tempfile
+import time
+
+from gpt2 import files
+from gpt2.errors import UserError
+from gpt2.evaluation.loglikelihood import Scorer, check_stride
+from gpt2.evaluation.readers import read_documents
+from gpt2.evaluation.report import score_documents
+from gpt2.evaluation.tasks import STREAMS, TASKS, allowed_tokens, paper_figure
+from gpt2.model_dir import open_model_dir, weights_digest
+
+TABLE = '{:12} {:38} {:>10} {:>8} {:>8} {:>9} {:>7} {:>9}'
+RESULT_KEYS = {'task', 'settings', 'examples', 'seconds', 'measures'}
+
+
+def evaluate(model, options):
+    """Evaluate the model of ModelOptions as EvaluationOptions say. Raises UserError.
+
+    Whatever can be checked is checked before TensorFlow is imported.
+    """
+    model_dir = open_model_dir(model.model_name, model.models_dir)
+    check_stride(options.stride, model_dir.hparams.n_ctx)
+    check_outputs(options.file, options.output, options.html)
+    if options.task == 'score':
+        score_documents(model_dir, read_documents(options.file)[:options.limit], options)
+    else:
+        evaluate_tasks(model_dir, options)
+
+
+def check_outputs(source, *outputs):
+    """Raise UserError if an output cannot be written, or would replace the source or another."""
+    paths = [os.path.realpath(path) for path in (source, *outputs) if path]
+    for path in filter(None, outputs):
+        if paths.count(os.path.realpath(path)) > 1:
+            raise UserError(f'{path} is named for two purposes; name another output')
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f'{path} is not a regular file; name another output')
+        try:
+            tempfile.TemporaryFile(dir=os.path.dirname(path) or '.').close()
+        except OSError as error:
+            raise UserError(f'{path} cannot be written: {error.strerror}; name another output')
+
+
+def evaluate_tasks(model_dir, options):
+    """Run tasks, print the table row by row, and add the results to the output.
+
+    Raises UserError if a file is malformed, or (once the other tasks are finished) missing.
+    """
+    settings = {'model': model_dir.name, 'weights': weights_digest(model_dir.path),
+                'limit': options.limit, 'stride': options.stride, 'raw': options.raw,
+                'file': options.file}
+    names = list(TASKS) if options.task == 'all' else [options.task]
+    results = {result['task']: result for result in read_results(options.output)
+               if result['settings'] == settings}
+    examples = {}
+    for name in names:
+        paths = [os.path.join(options.data_dir, file) for file in TASKS[name].files]
+        path = options.file or next(filter(os.path.exists, paths), None)
+        if path and name not in results:
+            examples[name] = TASKS[name].read(path, options.limit, options.raw)
+    print(TABLE.format('task', 'measure', 'this run', '+-', 'paper', 'examples', 'stride', 'time'),
+          flush=True)
+    score = open_score(model_dir, options) if examples else None
+    for name in names:
+        if name in examples:
+            results[name] = run_task(name, score, examples[name], settings)
+            if options.output:
+                finished = [*read_results(options.output), results[name]]
+                files.write_file(options.output, [json.dumps(finished, indent=1)])
+        if name in results:
+            print_result(results[name])
+    missing = [f'{name} ({TASKS[name].files[0]})' for name in names if name not in results]
+    if missing:
+        raise UserError(f'these tasks were not run, as their files are missing from '
+                        f'{options.data_dir}: {", ".join(missing)}')
+
+
+def open_score(model_dir, options):
+    """Load the model; return the function `score` that a Task measures with."""
+    scorer = Scorer(model_dir, allowed_tokens(model_dir.encoder), progress=True)
+    encoder = model_dir.encoder
+    encode = functools.lru_cache(maxsize=4096)(lambda text: (
+        encoder.encode_bytes(text) if isinstance(text, bytes) else encoder.encode(text)))
+    return lambda pairs: scorer.loglikelihood(
+        [(encode(context), encode(target)) for context, target in pairs], options.batch_size,
+        options.stride)
+
+
+def run_task(name, score, examples, settings):
+    """Run a task; return its result in the form of the output."""
+    began = time.monotonic()
+    n_examples, measures = TASKS[name].measure(score, examples)
+    return {'task': name, 'settings': settings, 'examples': n_examples,
+            'seconds': time.monotonic() - began,
+            'measures': [{'measure': measure.name, 'value': measure.value, 'stderr': measure.stderr,
+                          'paper': paper_figure(name, measure.name, settings['model'])}
+                         for measure in measures]}
+
+
+def read_results(path):
+    """Return the results in the file of an earlier run; none if there is no such file."""
+    if not path or not os.path.exists(path):
+        return []
+    try:
+        results = json.loads(files.read_bytes(path))
+        is_ours = isinstance(results, list) and all(RESULT_KEYS <= {*result} for result in results)
+    except (ValueError, TypeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f'{path} does not hold results of this script; name another --output')
+    return results
+
+
+def print_result(result):
+    """Print the rows of one task."""
+    stride = result['settings']['stride'] if result['task'] in STREAMS else None
+    once = (result['examples'], figure(stride), f'{result["seconds"]:.0f} s')
+    name = result['task']
+    for row in result['measures']:
+        values = [figure(row[key]) for key in ('value', 'stderr', 'paper')]
+        print(TABLE.format(name, row['measure'], *values, *once).rstrip(), flush=True)
+        name, once = '', ('', '', '')
+
+
+def figure(value):
+    """Return a number, or None, as the table shows it."""
+    if value is None or isinstance(value, int):
+        return '' if value is None else str(value)
+    return f'{value:.2f}' if value < 1e6 else f'{value:.4g}'

@@ -1,0 +1,114 @@
+"""Options: frozen dataclasses that check themselves, for the commands and the Python interface.
+
+    @dataclasses.dataclass(frozen=True)
+    class SamplingOptions(Options):
+        top_k: int = option(0, whole(0), 'choose among this many likeliest tokens; 0: among all')
+
+`SamplingOptions(top_k=-1)` raises an OptionError. The command line takes the type and the help of
+the flag --top_k from the same line.
+"""
+
+import collections
+import dataclasses
+import math
+import numbers
+import os
+import re
+import reprlib
+
+from gpt2.errors import OptionError
+
+LARGEST_INT = 2**31 - 1
+LONGEST_NUMBER = 40  # characters of a number on the command line
+
+# The values that an option takes. `wanted`: in words. `accepts`: whether a value is one of them.
+# `parse`: from a flag's text to a value; a text that cannot be parsed stays a text.
+Kind = collections.namedtuple('Kind', 'wanted accepts parse')
+
+
+def whole(minimum, maximum=LARGEST_INT):
+    """Return the Kind of the integers from minimum to maximum."""
+    return Kind(f'a whole number from {minimum} to {maximum}',
+                lambda value: is_number(value, numbers.Integral) and minimum <= value <= maximum,
+                parse_int)
+
+
+def number(wanted, accepts):
+    """Return the Kind of the finite numbers that `accepts` is true of; `wanted` says which."""
+    return Kind(f'a number {wanted}', lambda value: is_number(value, numbers.Real)
+                and is_finite(value) and accepts(value), parse_float)
+
+
+def choice(*values):
+    """Return the Kind of a few texts."""
+    return Kind(f'one of {", ".join(values)}', lambda value: value in values, str)
+
+
+def is_number(value, kind):
+    """Return whether a value is a number of this kind; True and False are not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def is_finite(value):
+    """Return whether a number is finite as a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that is too large for a float
+        return False
+
+
+def parse_int(text):
+    """Return the integer that a text consists of, or else the text."""
+    is_integer = len(text) <= LONGEST_NUMBER and re.fullmatch(r'[+-]?[0-9]+', text)
+    return int(text) if is_integer else text
+
+
+def parse_float(text):
+    """Return the number that a text consists of, or else the text."""
+    try:
+        return float(text) if len(text) <= LONGEST_NUMBER else text
+    except ValueError:
+        return text
+
+
+def is_unicode(text):
+    """Return whether a text has no lone surrogates, which UTF-8 cannot encode."""
+    return not re.search('[\ud800-\udfff]', text)
+
+
+def parse_utf8(text):
+    """Return an argument of the command line read as UTF-8, whatever the locale."""
+    return os.fsencode(text).decode('utf-8', 'surrogateescape')
+
+
+TEXT = Kind('a text in UTF-8, and not empty',
+            lambda value: isinstance(value, str) and value != '' and is_unicode(value), parse_utf8)
+PATH = Kind('a path', lambda value: isinstance(value, (str, os.PathLike)), str)
+SWITCH = Kind('True or False', lambda value: isinstance(value, bool),
+              lambda text: {'True': True, 'False': False}.get(text, text))
+
+
+def option(default, kind, text, alias=None):
+    """Declare a field of an Options class.
+
+    Args:
+      default: its default. A field whose default is None also accepts None.
+      kind: the Kind of its values.
+      text: its help on the command line.
+      alias: a second name of its flag.
+    """
+    return dataclasses.field(default=default,
+                             metadata={'kind': kind, 'help': text, 'alias': alias})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of all options. Raises OptionError if a field has a value that it does not accept."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), field.metadata['kind']
+            if value is None and field.default is None:
+                continue
+            if not kind.accepts(value):
+                raise OptionError(field.name, f'must be {kind.wanted}, not {reprlib.repr(value)}')

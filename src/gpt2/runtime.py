@@ -1,0 +1,88 @@
+"""The machine and TensorFlow: imported late, and without the messages that would bury ours."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import sys
+import warnings
+
+from gpt2.errors import UserError
+
+
+def processors():
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+@functools.lru_cache(maxsize=None)
+def import_tensorflow():
+    """Import TensorFlow without its start-up messages and return it.
+
+    Raises UserError if it is not installed.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    warnings.simplefilter('ignore')
+    try:
+        with default_sigint(), silent_stderr():
+            import tensorflow.compat.v1 as tf
+    except ImportError as error:
+        raise UserError(f'TensorFlow cannot be imported ({error}); install it with '
+                        'python3 -m pip install -r requirements.txt')
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    return tf
+
+
+@contextlib.contextmanager
+def default_sigint():
+    """Let Ctrl-C end the process at once: some imports swallow a KeyboardInterrupt.
+
+    Only the main thread can set this; in another thread nothing changes.
+    """
+    try:
+        handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Discard what is written to stderr, also by libraries written in C."""
+    sys.stderr.flush()
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
+def tensorflow_version():
+    """Return the version of TensorFlow, if possible without importing it."""
+    try:
+        from importlib.metadata import version  # Python 3.8 and later
+        return version('tensorflow')
+    except ImportError:  # also where the package has another name, such as tensorflow-cpu
+        return import_tensorflow().__version__
+
+
+def is_tensorflow_1():
+    """Return whether this is TensorFlow 1, whose TensorFlow Lite lacks the fast kernels."""
+    return tensorflow_version().startswith('1.')
+
+
+def has_gpu():
+    """Return whether TensorFlow finds a GPU. It is imported only if there is a driver of one."""
+    try:
+        ctypes.CDLL('libcuda.so.1')  # NVIDIA's; the packages of TensorFlow support no other GPUs
+    except OSError:
+        return False
+    return bool(import_tensorflow().config.list_physical_devices('GPU'))

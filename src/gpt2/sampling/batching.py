@@ -1,0 +1,181 @@
+"""Continuous batching: many texts made side by side, each admitted, finished and shown on its own.
+
+`generate` keeps every row of a batch busy. When a text is finished, the next one takes its row.
+When the window of a text is full, the window slides: the text continues from its last tokens, which
+are read again as if it began there. What came before them is forgotten.
+"""
+
+import codecs
+import collections
+import functools
+import itertools
+import time
+
+import numpy as np
+
+from gpt2.sampling import rng
+
+CHUNK = 16  # tokens at a time where texts may end early, so that no row is idle for longer
+
+# When a text is finished: after `length` new tokens, with the token `token` (or None), or with the
+# bytes `stop_bytes` in its text (b'' for none).
+StopCriteria = collections.namedtuple('StopCriteria', 'length token stop_bytes')
+
+
+class Sequence:
+    """A text as it grows.
+
+    index: its number in the run.
+    prompt: the ids that it continues.
+    rng: its random generator.
+    tokens: the new ids; the last of a finished text may be `<|endoftext|>`.
+    logprobs: the two log probabilities of each token, if they are computed.
+    ended: whether a stop criterion other than its length has ended it.
+    done: whether it is finished.
+    """
+
+    def __init__(self, index, prompt, generator=None, done=False):
+        self.index, self.prompt, self.rng = index, prompt, generator
+        self.tokens, self.logprobs = [], []
+        self.ended, self.done = False, done
+        self._bytes = bytearray()
+        self._n_streamed = self._n_stable = 0  # bytes that were streamed, and that may be
+        self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
+
+    @property
+    def text(self):
+        """The text without its prompt and without what ended it."""
+        return self._bytes.decode('utf-8', 'replace')
+
+    def stream(self):
+        """Return the text since the last call.
+
+        Half a character is held back, and so is what may become part of `stop_at`.
+        """
+        new, self._n_streamed = self._bytes[self._n_streamed:self._n_stable], self._n_stable
+        return self._decoder.decode(new, self.done)
+
+    def append(self, token, token_bytes, criteria):
+        """Add a token to a text that is not finished."""
+        self.tokens.append(token)
+        if token == criteria.token:
+            self.ended = True
+        else:
+            self._append_bytes(token_bytes, criteria.stop_bytes)
+        self.done = self.ended or len(self.tokens) == criteria.length
+        self._n_stable = len(self._bytes)
+        if criteria.stop_bytes and not self.done:
+            self._n_stable -= partial_stop(self._bytes, criteria.stop_bytes)
+
+    def _append_bytes(self, token_bytes, stop_bytes):
+        first = max(0, len(self._bytes) - len(stop_bytes) + 1)  # where a stop may begin
+        self._bytes += token_bytes
+        stop = self._bytes.find(stop_bytes, first) if stop_bytes else -1
+        if stop >= 0:
+            self.ended = True
+            del self._bytes[stop:]
+
+
+def partial_stop(text, stop_bytes):
+    """Return how many bytes at the end of a text are the beginning of stop_bytes."""
+    return next((n for n in range(len(stop_bytes) - 1, 0, -1) if text.endswith(stop_bytes[:n])), 0)
+
+
+def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=False,
+             chunk_seconds=0.5):
+    """Continue each prompt, batch_size at a time.
+
+    A text depends on the seed, its index and its prompt alone. Neither its neighbours nor its row
+    change a bit of it, as long as the batch has the same size.
+
+    Args:
+      decoder: a Decoder.
+      prompts: an iterable of (index, ids).
+      options: GenerationOptions with seed, length and keep.
+      sampling: SamplingOptions.
+      fill: whether the batch has batch_size rows even if there are fewer texts.
+      chunk_seconds: about how long it takes, at most, until a text shows progress. The first
+        token comes as soon as it is made.
+
+    Yields:
+      A list of Sequences in the order of the prompts: all that were admitted, without those that
+      an earlier list had as done from its beginning on.
+    """
+    stop_token = encoder.end_of_text if options.stop else None
+    criteria = StopCriteria(options.length, stop_token, (options.stop_at or '').encode('utf-8'))
+    most = CHUNK if options.stop_at or options.stop else options.length
+    token_bytes = functools.lru_cache(maxsize=None)(lambda token: encoder.decode_bytes([token]))
+    waiting = (Sequence(index, prompt, rng.sample_rng(options.seed, index))
+               for index, prompt in prompts)
+    rows, admitted, chunk = [], collections.deque(), 1
+    while True:
+        admitted.extend(admit(decoder, rows, waiting, batch_size, fill))
+        if all(sequence.done for sequence in rows):
+            return
+        n = min(chunk, most, decoder.remaining.min(),
+                min(options.length - len(row.tokens) for row in rows if not row.done))
+        start = time.perf_counter()
+        uniforms = None if sampling.greedy else draw_uniforms(rows, n, decoder.hparams.n_vocab)
+        tokens, scores = decoder.decode(n, sampling, uniforms, stop_token, options.logprobs)
+        rate = tokens.shape[1] / (time.perf_counter() - start)
+        chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
+        for row, sequence in enumerate(rows):
+            extend(sequence, tokens[row].tolist(), None if scores is None else scores[row].tolist(),
+                   token_bytes, criteria)
+        yield list(admitted)
+        while admitted and admitted[0].done:
+            admitted.popleft()
+        slide_windows(decoder, rows, options.keep)
+
+
+def admit(decoder, rows, waiting, batch_size, fill):
+    """Give each row whose text is finished a waiting one. Return those that were admitted."""
+    free = [row for row, sequence in enumerate(rows) if sequence.done]
+    if len(free) == len(rows):  # a new batch
+        new = list(itertools.islice(waiting, batch_size))
+        n_rows = batch_size if fill and new else len(new)
+        free, rows[:] = list(range(n_rows)), [None] * n_rows
+        if new:
+            decoder.reset(n_rows)
+    else:
+        new = list(itertools.islice(waiting, len(free)))
+    # A row without a text repeats a short one, so that it costs little.
+    idle = [Sequence(None, [0], done=True) for _ in range(len(free) - len(new))]
+    rows_by_prompt = collections.OrderedDict()
+    for row, sequence in zip(free, new + idle):
+        rows[row] = sequence
+        rows_by_prompt.setdefault(tuple(sequence.prompt), []).append(row)
+    for prompt, same in rows_by_prompt.items():  # equal prompts are read once
+        decoder.prefill(same, list(prompt))
+    return new
+
+
+def draw_uniforms(rows, n, n_vocab):
+    """Return the random numbers for the rows' next n tokens, float32 [B, n, 2R]."""
+    uniforms = np.full([len(rows), n, 2 * rng.grid_side(n_vocab)], 0.5, np.float32)
+    active = [row for row, sequence in enumerate(rows) if not sequence.done]
+    uniforms[active] = rng.draw_uniforms([rows[row].rng for row in active], n, n_vocab)
+    return uniforms
+
+
+def extend(sequence, tokens, scores, token_bytes, criteria):
+    """Append tokens, and their log probabilities if there are any, until a text is finished."""
+    for i, token in enumerate(tokens):
+        if sequence.done:
+            return
+        sequence.append(token, token_bytes(token), criteria)
+        if scores is not None:
+            sequence.logprobs.append(scores[i])
+
+
+def slide_windows(decoder, rows, keep):
+    """Where the window is full, continue the text from its last `keep` tokens alone."""
+    for row in np.flatnonzero(decoder.remaining == 0):
+        if not rows[row].done:
+            decoder.prefill([row], (rows[row].prompt + rows[row].tokens)[-keep:])
+
+
+def finished(batches):
+    """Yield the Sequences that `generate` has finished, in order, in lists."""
+    for batch in batches:
+        yield list(itertools.takewhile(lambda sequence: sequence.done, batch))

@@ -1,0 +1,99 @@
+"""The interface of a decoder, which continues a batch of texts.
+
+Two engines implement it: `sampling/graph.py` and `lite/decoder.py`. A third one is another
+subclass, and a line in `sampling/engines.py`.
+"""
+
+import abc
+
+import numpy as np
+
+CACHE_POSITIONS = 128  # a KV cache grows by so many positions: growing copies it
+
+
+class Decoder(abc.ABC):
+    """Continues a batch of texts a few tokens at a time; keys and values stay in its KV cache.
+
+        decoder.reset(2)                      # two rows
+        decoder.prefill([0, 1], prompt)       # the same prompt in both
+        tokens, _ = decoder.decode(8, options, uniforms)
+        decoder.prefill([1], another)         # row 1 gets another text, row 0 continues
+        tokens, _ = decoder.decode(8, options, uniforms)
+
+    What holds for every decoder:
+
+    - A row's tokens depend on its own prompt, uniforms and options alone: not on its neighbours,
+      on its row, or on how its tokens are divided into calls of `decode`.
+    - Every row must have been prefilled before `decode`.
+    - An error or Ctrl-C between two calls leaves it usable: `reset` starts over.
+
+    Attributes:
+      engine: its name, 'graph' or 'lite'.
+      hparams: the sizes of the model.
+    """
+
+    engine = None
+
+    def __init__(self, hparams):
+        self.hparams = hparams
+        self._position = None  # of the next token that each row reads, int [B]
+
+    @abc.abstractmethod
+    def reset(self, n_rows):
+        """Start a batch of rows without texts. What was in the cache is lost."""
+
+    @abc.abstractmethod
+    def prefill(self, rows, prompt):
+        """Read a prompt into rows of the batch, in place of what they held.
+
+        Args:
+          rows: a list of their numbers.
+          prompt: a list of token ids.
+
+        Raises ValueError if the prompt is empty, longer than the window, or has an unknown id.
+        """
+
+    @abc.abstractmethod
+    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
+        """Continue every row by `length` tokens, or fewer (but at least one) if all are done.
+
+        Args:
+          options: SamplingOptions.
+          uniforms: float32 [B, length, 2R] from `rng.draw_uniforms`; None at temperature 0.
+          stop_token: a row is done once it has produced this id, and then repeats it.
+          logprobs: whether to compute log probabilities.
+
+        Returns:
+          The tokens, int32 [B, N], N <= length; and, if asked for, the log probability of each
+          under the model and under the distribution it was drawn from, float32 [B, N, 2],
+          else None.
+
+        Raises ValueError if a row would go beyond the window.
+        """
+
+    @property
+    def remaining(self):
+        """How many more tokens fit each row's window, int [B]."""
+        return self.hparams.n_ctx - self._position
+
+    def close(self):  # noqa: B027 (not every decoder has something to release)
+        """Release what the decoder holds."""
+
+    def _check_prompt(self, prompt):
+        """Raise ValueError unless `prefill` can read a prompt."""
+        n_vocab, n_ctx = self.hparams.n_vocab, self.hparams.n_ctx
+        if not prompt:
+            raise ValueError('a prompt has no tokens')
+        if len(prompt) > n_ctx:
+            raise ValueError(f'a prompt has {len(prompt)} tokens, but the window has {n_ctx}')
+        if not 0 <= min(prompt) <= max(prompt) < n_vocab:
+            raise ValueError(f'a prompt has an id that is not in 0 to {n_vocab - 1}')
+
+    def _check_length(self, length):
+        """Raise ValueError if `decode` would go beyond the window."""
+        if length > self.remaining.min():
+            raise ValueError(f'{length} more tokens do not fit the window of {self.hparams.n_ctx}: '
+                             f'{self.remaining.min()} remain')
+
+    def _start_rows(self, n_rows):
+        self._position = np.zeros(n_rows, dtype=int)

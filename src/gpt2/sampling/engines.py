@@ -1,0 +1,41 @@
+"""Which engine runs a model. TensorFlow is imported only where it is needed."""
+
+import os
+
+from gpt2 import runtime
+from gpt2.errors import UserError
+from gpt2.lite import converted
+
+
+def open_decoder(model_dir, engine='auto', dtype='float32'):
+    """Return a Decoder of a model.
+
+    Args:
+      model_dir: a ModelDir.
+      engine: 'graph'; 'lite', which converts the weights first if need be; or 'auto': 'lite' if
+        float32 weights are converted and there is no GPU, or if dtype is 'int8', else 'graph'.
+      dtype: of the weights, 'float32' or 'int8'; 'int8' is for the lite engine only.
+
+    Raises UserError if the lite engine is asked for on TensorFlow 1, or the converted weights
+    cannot be written, and ModelError if the weights cannot be read.
+    """
+    if engine == 'graph' or engine == 'auto' and not prefers_lite(model_dir, dtype):
+        runtime.import_tensorflow()
+        from gpt2.sampling.graph import GraphDecoder
+        return GraphDecoder.open(model_dir)
+    if runtime.is_tensorflow_1():
+        raise UserError('the lite engine needs TensorFlow 2, and this is '
+                        f'{runtime.tensorflow_version()}; use --engine graph and --dtype float32')
+    from gpt2.lite.decoder import LiteDecoder
+    folder = converted.find_or_convert(model_dir, dtype)
+    with runtime.silent_stderr():  # TensorFlow Lite prints a line for each of its models
+        return LiteDecoder(folder, model_dir.hparams)
+
+
+def prefers_lite(model_dir, dtype):
+    """Return whether 'auto' means the lite engine."""
+    if dtype == 'int8':
+        return True
+    return (not runtime.is_tensorflow_1()
+            and os.path.isdir(converted.converted_folder(model_dir.path, dtype))
+            and not runtime.has_gpu())

@@ -1,0 +1,160 @@
+"""The graph decoder: the loop of `sample.py`, with the KV cache on the device between calls.
+
+Letters in the shape comments are those of `sample.py`.
+"""
+
+import math
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import sample
+from gpt2 import checkpoint
+from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder
+from gpt2.sampling.rng import grid_side
+
+
+class GraphDecoder(Decoder):
+    """A Decoder whose one graph serves any options."""
+
+    engine = 'graph'
+
+    def __init__(self, session, hparams):
+        """Add the graph to the session's. The caller restores the weights into the session."""
+        super().__init__(hparams)
+        self._session = session
+        self._n_positions = 0  # that the cache has room for now
+        with session.graph.as_default():
+            self._build(hparams)
+
+    @classmethod
+    def open(cls, model_dir):
+        """Return a decoder of a model in a graph and a session of its own.
+
+        Raises ModelError if the weights cannot be read.
+        """
+        decoder = cls(tf.Session(graph=tf.Graph()), model_dir.hparams)
+        with decoder._session.graph.as_default():
+            checkpoint.restore(decoder._session, model_dir.path)
+        return decoder
+
+    def _build(self, hparams):
+        self._prompt = tf.placeholder(tf.int32, [1, None])
+        self._rows = tf.placeholder(tf.int32, [None])
+        self._n = tf.placeholder(tf.int32, [])
+        self._uniforms = tf.placeholder(tf.float32, [None, None, 2 * grid_side(hparams.n_vocab)])
+        self._sampling = {'temperature': tf.placeholder(tf.float64, []),  # tiny ones are not 0
+                          'top_k': tf.placeholder(tf.int32, []),
+                          'top_p': tf.placeholder(tf.float64, [])}
+        self._stop_token = tf.placeholder(tf.int32, [])
+        self._logprobs = tf.placeholder(tf.bool, [])
+
+        cache_shape = [None, hparams.n_head, None, hparams.n_embd // hparams.n_head]
+        stored = sample.DecodeState(
+            *(local_variable(dtype, [None]) for dtype in (tf.int32, tf.int32, tf.bool)),
+            cache=[tuple(local_variable(tf.float32, cache_shape) for _ in 'kv')
+                   for _ in range(hparams.n_layer)])
+        state = tf.nest.map_structure(lambda variable: variable.read_value(), stored)
+
+        n_rows = tf.size(self._rows)
+        self._reset = assign_all(stored, sample.DecodeState(
+            *(tf.zeros([n_rows], variable.dtype) for variable in stored[:3]),
+            cache=sample.empty_cache(hparams, n_rows, self._n)))
+
+        n_tokens = tf.shape(self._prompt)[1]
+        prefilled = sample.prefill(hparams, self._prompt, n_tokens[tf.newaxis],
+                                   sample.empty_cache(hparams, 1, n_tokens))
+        self._prefill = assign_all(stored, replace_rows(state, self._rows, prefilled, n_tokens - 1))
+
+        padding = [[0, 0], [0, 0], [0, self._n], [0, 0]]
+        self._grow = assign_all(stored.cache, tf.nest.map_structure(
+            lambda cached: tf.pad(cached, padding), state.cache))
+
+        tokens, scores, state = sample.decode(
+            hparams, state, self._n, lambda i: self._uniforms[:, i], stop_token=self._stop_token,
+            logprobs=self._logprobs, **self._sampling)
+        with tf.control_dependencies([assign_all(stored, state)]):
+            self._decode = [tf.identity(tokens), tf.identity(scores)]
+
+    def reset(self, n_rows):
+        """See Decoder."""
+        self._start_rows(n_rows)
+        self._n_positions = self._rounded(1)
+        self._session.run(self._reset, {self._rows: range(n_rows), self._n: self._n_positions})
+
+    def prefill(self, rows, prompt):
+        """See Decoder."""
+        self._check_prompt(prompt)
+        self._make_room(len(prompt))
+        self._session.run(self._prefill, {self._prompt: [prompt], self._rows: rows})
+        self._position[rows] = len(prompt) - 1
+
+    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
+        """See Decoder."""
+        self._check_length(length)
+        self._make_room(self._position.max() + length)
+        if uniforms is None:
+            width = 2 * grid_side(self.hparams.n_vocab)
+            uniforms = np.full([len(self._position), length, width], 0.5, np.float32)
+        tokens, scores = self._session.run(self._decode, {
+            self._n: length, self._uniforms: uniforms, self._logprobs: logprobs,
+            self._stop_token: -1 if stop_token is None else stop_token,
+            **{tensor: getattr(options, name) for name, tensor in self._sampling.items()}})
+        self._position += tokens.shape[1]
+        return tokens, scores if logprobs else None
+
+    def close(self):
+        """See Decoder."""
+        self._session.close()
+
+    def _make_room(self, n_positions):
+        """Grow the cache, if need be, to n_positions or more."""
+        if n_positions > self._n_positions:
+            n = self._rounded(n_positions)
+            self._session.run(self._grow, {self._n: n - self._n_positions})
+            self._n_positions = n
+
+    def _rounded(self, n_positions):
+        """Return a size for the cache, at least n_positions, so that it seldom has to grow."""
+        return min(math.ceil(n_positions / CACHE_POSITIONS) * CACHE_POSITIONS, self.hparams.n_ctx)
+
+
+def replace_rows(state, rows, prefilled, n_read):
+    """Replace rows of a batch by one text.
+
+    Args:
+      state: the DecodeState of the batch; its cache is written in place.
+      rows: int32 [M], their numbers.
+      prefilled: the DecodeState of the text alone.
+      n_read: how many of its tokens are in its cache.
+
+    Returns:
+      The new DecodeState of the batch.
+    """
+    n_rows = tf.size(rows)
+
+    def replace(values, new):  # [B] and [1]
+        return tf.tensor_scatter_nd_update(values, rows[:, tf.newaxis], tf.tile(new, [n_rows]))
+
+    def replace_cache(cached, new):
+        indices = sample.cache_indices(cached, tf.range(n_read)[tf.newaxis])
+        return sample.write_cache(cached, tf.gather(indices, rows),
+                                  tf.tile(new[:, :, :n_read], [n_rows, 1, 1, 1]))
+
+    done = replace(tf.cast(state.done, tf.int32), tf.zeros([1], tf.int32))
+    return sample.DecodeState(replace(state.token, prefilled.token),
+                              replace(state.position, prefilled.position), tf.cast(done, tf.bool),
+                              tf.nest.map_structure(replace_cache, state.cache, prefilled.cache))
+
+
+def local_variable(dtype, shape):
+    """A variable that no Saver sees and no initializer need touch: it is assigned before read."""
+    initial = tf.zeros([size or 0 for size in shape], dtype)
+    return tf.Variable(initial, trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES],
+                       validate_shape=False, shape=tf.TensorShape(shape), use_resource=True)
+
+
+def assign_all(variables, values):
+    """The operation that assigns a structure of values to one of variables."""
+    pairs = zip(tf.nest.flatten(variables), tf.nest.flatten(values))
+    return tf.group(*[variable.assign(value) for variable, value in pairs])

@@ -1,0 +1,130 @@
+"""The options of sampling: how a token is chosen, how a text is made of tokens, and the engine.
+
+The names are those of the flags.
+"""
+
+import dataclasses
+import secrets
+from typing import Optional
+
+from gpt2.errors import OptionError
+from gpt2.options import PATH, SWITCH, TEXT, Options, choice, number, option, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions(Options):
+    """How the next token is chosen: temperature, then top-k, then top-p, then a draw."""
+
+    temperature: float = option(
+        1, number('that is not negative', lambda value: value >= 0),
+        'below 1, likely tokens become likelier; 0 always takes the likeliest')
+    top_k: int = option(0, whole(0), 'choose among this many likeliest tokens; 0: among all')
+    top_p: float = option(
+        1, number('from 0 to 1', lambda value: 0 <= value <= 1), 'choose among the fewest '
+        'likeliest tokens that together have this probability, the one that crosses it included; '
+        '0 or 1: among all')
+
+    @property
+    def greedy(self):
+        """Whether the likeliest token is taken and no random numbers are needed."""
+        return self.temperature == 0
+
+    def check_vocabulary(self, n_vocab):
+        """Raise OptionError if top_k is more than the tokens of the vocabulary."""
+        if self.top_k > n_vocab:
+            raise OptionError('top_k', f'must be a whole number from 0 to {n_vocab}, the size of '
+                                       f'the vocabulary, not {self.top_k}')
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions(Options):
+    """How a text is made of tokens: its randomness, its length, and where it ends."""
+
+    seed: Optional[int] = option(
+        None, whole(0, 2**64 - 1),
+        'a whole number that fixes every sample; if not given, a new one is drawn and printed')
+    length: Optional[int] = option(
+        None, whole(1), 'new tokens in a sample, also more than the window holds; if not given, '
+        'the window without a prompt, half of it with one', alias='max_new_tokens')
+    stop: bool = option(True, SWITCH, 'end a sample at <|endoftext|>')
+    stop_at: Optional[str] = option(None, TEXT, 'a text; end a sample before it')
+    keep: Optional[int] = option(
+        None, whole(1), 'when the window is full, continue from this many of the last tokens; if '
+        'not given, half the window')
+    logprobs: bool = option(
+        False, SWITCH, 'record the log probability of each token in a .jsonl: under the model, and '
+        'under the distribution it was drawn from')
+
+    def fit_model(self, n_ctx, default_length):
+        """Return these options with the defaults that depend on the model's window filled in.
+
+        Raises OptionError if keep is more than the window.
+        """
+        keep = max(1, n_ctx // 2) if self.keep is None else self.keep
+        if keep > n_ctx:
+            raise OptionError('keep', f'must be a whole number from 1 to {n_ctx}, the window of '
+                                      f'the model, not {keep}')
+        return dataclasses.replace(self, keep=keep, length=self.length or default_length)
+
+    def with_seed(self):
+        """Return these options with a seed, a new one if they have none."""
+        return self if self.seed is not None else dataclasses.replace(
+            self, seed=secrets.randbelow(2**32))
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions(Options):
+    """What runs the model."""
+
+    engine: str = option(
+        'auto', choice('auto', 'graph', 'lite'), 'graph: TensorFlow; lite: a faster one for CPUs, '
+        'which converts the weights at its first run; auto: lite where the weights are converted, '
+        'else graph')
+    dtype: str = option('float32', choice('float32', 'int8'), 'the type of the weights; int8, for '
+                        'the lite engine, is smaller, faster and a little less exact')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.engine == 'graph' and self.dtype == 'int8':
+            raise OptionError('dtype', 'int8 is for the lite engine; use engine lite')
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchOptions(Options):
+    """How many samples to make of each prompt, and how many at the same time."""
+
+    nsamples: int = option(1, whole(1), 'samples of each prompt')
+    batch_size: int = option(1, whole(1), 'samples made at the same time; more is faster')
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputOptions(BatchOptions):
+    """Where to write the samples."""
+
+    output: Optional[str] = option(
+        None, PATH, 'the file to write: a .txt has each text under a line with its number, a '
+        '.jsonl an object a line; an incomplete file is continued; if not given, samples are '
+        'printed')
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionalOptions(OutputOptions):
+    """Which prompts to continue."""
+
+    prompts: Optional[str] = option(
+        None, PATH, 'the prompts: a .txt has one a line, a .jsonl an object a line with a text '
+        'named "prompt"; --prompts=- reads lines from stdin')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompts is None:
+            raise OptionError('prompts', 'is missing: give a .txt or .jsonl file, or - for stdin')
+
+
+@dataclasses.dataclass(frozen=True)
+class UnconditionalOptions(OutputOptions):
+    """Which samples to make without prompts."""
+
+    nsamples: int = option(0, whole(0), 'number of samples; 0: until stopped with Ctrl-C')
+    first_sample: int = option(
+        0, whole(0), 'index of the first sample, so that several processes can share the work')

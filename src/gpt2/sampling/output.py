@@ -1,0 +1,293 @@
+"""Where samples are written: stdout, or a file that grows by whole records and can be continued.
+
+There are two kinds of files: a .txt has each text under a line with its number, as stdout has; a
+.jsonl has a JSON object a line, which says how the sample was made and that it is synthetic. A file
+does not depend on the time or on how often the run was interrupted.
+
+Another format is another subclass of ResumableFile, and a line in `open_output`.
+"""
+
+import collections
+import json
+import os
+import re
+import sys
+import time
+
+from tqdm import tqdm
+
+from gpt2 import files
+from gpt2.errors import UsageError, UserError
+
+FLUSH_SECONDS = 1  # a file is written to and synchronized at most this often
+
+# How far a file has got: the size of its whole records in bytes, and the index of the next sample,
+# or a lower one.
+Progress = collections.namedtuple('Progress', 'size next')
+
+
+def open_output(path, first, encoder, with_prompt, logprobs):
+    """Return what samples are written to: a ResumableFile, or a Printer if path is None.
+
+    Args:
+      first: the index of the first sample; None if it may be any.
+      encoder: of the model.
+      with_prompt: whether records have a prompt.
+      logprobs: whether they have log probabilities.
+
+    Raises UsageError if the path does not end in .txt or .jsonl, or log probabilities are for a
+    .txt, and UserError if the file cannot be written, or holds something else.
+    """
+    if logprobs and not (path or '').endswith('.jsonl'):
+        raise UsageError('--logprobs is for an --output that ends in .jsonl')
+    if path is None:
+        return Printer(first)
+    if path.endswith('.jsonl'):
+        return JsonLines(path, first, encoder, with_prompt)
+    if path.endswith('.txt'):
+        return PlainText(path, first)
+    raise UsageError(f'--output must end in .txt or .jsonl, not {path!r}')
+
+
+def banner(number):
+    """Return the line above a sample in a text; numbers count from 1."""
+    return '=' * 40 + f' SAMPLE {number} ' + '=' * 40 + '\n'
+
+
+class Printer:
+    """Writes samples to stdout, with the interface of a ResumableFile."""
+
+    settings = None
+
+    def __init__(self, first):
+        self.next = first or 0
+
+    def check(self, settings):
+        """Accept any settings."""
+
+    begin = check
+
+    def write(self, sequences):
+        """Print samples, above the progress bar."""
+        for sequence in sequences:
+            tqdm.write(banner(sequence.index + 1) + sequence.text, sys.stdout)
+        sys.stdout.flush()
+
+    def flush(self):
+        """Nothing is left to write."""
+
+    close = flush
+
+
+class ResumableFile:
+    """A file of samples. While it is open, no other process writes to it.
+
+    settings: what the samples in it were made with, a dict; None if there are none yet.
+    """
+
+    def __init__(self, path, first):
+        """Open or create a file and find out what is in it.
+
+        Args:
+          first: the index of the first sample; None if it may be any.
+
+        Raises UserError if it cannot be opened, another process writes to it, or it holds something
+        else.
+        """
+        self.path, self.settings = path, None
+        self._first = first
+        self._pending, self._flushed = collections.deque(), time.monotonic()
+        try:
+            descriptor = files.open_regular(path, os.O_RDWR | os.O_CREAT, follow_links=True)
+        except OSError as error:
+            raise self._failed(error)
+        self._file = open(descriptor, 'r+b', buffering=0)
+        try:
+            if not files.lock(self._file):
+                raise UserError(f'{path} is being written to by another process; wait for it, or '
+                                'give another --output')
+            self._progress = self._recover()
+        except OSError as error:
+            self.close()
+            raise self._failed(error)
+        except UserError:
+            self.close()
+            raise
+
+    @property
+    def next(self):
+        """The index that the next sample in it must have, or a lower one."""
+        return self._progress.next
+
+    def check(self, settings):
+        """Raise UserError if the samples in the file were made with other settings than these."""
+        if self.settings is None:
+            return
+        differ = [f'{name} {json.dumps(self.settings.get(name))}, now {json.dumps(value)}'
+                  for name, value in settings.items() if self.settings.get(name) != value]
+        if differ:
+            raise UserError(f'{self.path} was made with other settings ({"; ".join(differ)}); give '
+                            'those again, or another --output')
+
+    def begin(self, settings):
+        """Prepare to write samples that are made with these settings; cut off a torn record.
+
+        Args:
+          settings: all of them, as in `check`.
+        """
+        self.check({**dict.fromkeys(self.settings or ()), **settings})
+        self.settings = settings
+        self._try(self._cut)
+
+    def write(self, sequences):
+        """Add samples; they are on the disk after a second, or a call of `flush`."""
+        self._pending.extend(sequences)
+        if self._pending and time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self):
+        """Write what is left to write. Raises UserError if the disk is full."""
+        self._try(self._flush)
+
+    def close(self):
+        """Release the file, so that another process may write to it."""
+        self._file.close()
+
+    def _flush(self):
+        """Write what is pending. Interrupted anywhere, by Ctrl-C say, it may be called again."""
+        while self._pending:
+            sequence = self._pending[0]
+            if sequence.index >= self.next:
+                data = self._record(sequence).encode('utf-8')
+                self._file.seek(self._progress.size)
+                while data:
+                    data = data[self._file.write(data):]
+                self._progress = Progress(self._file.tell(), sequence.index + 1)
+            self._pending.popleft()
+        os.fsync(self._file.fileno())
+        self._commit()
+        self._flushed = time.monotonic()
+
+    def _cut(self):
+        """Leave nothing but whole records."""
+        self._file.truncate(self._progress.size)
+        self._commit()
+
+    def _try(self, function):
+        """Call a function that writes. Raises UserError if that fails; whole records stay."""
+        try:
+            function()
+        except OSError as error:
+            self._pending.clear()
+            self._file.truncate(self._progress.size)
+            raise self._failed(error)
+
+    def _failed(self, error):
+        return UserError(f'{error.filename or self.path}: {error.strerror}')
+
+    def _foreign(self):
+        return UserError(f'{self.path} holds something else than samples; give another --output')
+
+    def _check_first(self, first):
+        """Raise UserError if the file starts with another sample than it must."""
+        if None not in (first, self._first) and first != self._first:
+            raise UserError(f'{self.path} starts with sample {first}, not {self._first}; give the '
+                            'same --first_sample, or another --output')
+
+
+class JsonLines(ResumableFile):
+    """A .jsonl file. Its settings are in each record."""
+
+    def __init__(self, path, first, encoder, with_prompt):
+        self._encoder, self._with_prompt = encoder, with_prompt
+        super().__init__(path, first)
+
+    def _record(self, sequence):
+        settings = {name: value for name, value in self.settings.items()
+                    if name not in ('model', 'seed')}
+        record = {'index': sequence.index, 'model': self.settings['model'],
+                  'seed': self.settings['seed'], 'settings': settings}
+        if self._with_prompt:
+            record['prompt'] = self._encoder.decode(sequence.prompt)
+        record.update(text=sequence.text, tokens=sequence.tokens, ended=sequence.ended,
+                      synthetic=True)
+        if sequence.logprobs:
+            model, sampled = zip(*sequence.logprobs)
+            record['logprobs'] = {'model': [round(value, 6) for value in model],
+                                  'sampled': [round(value, 6) for value in sampled]}
+        return json.dumps(record, ensure_ascii=False) + '\n'
+
+    def _recover(self):
+        """Read the file, whose last record may be torn, and return its Progress."""
+        size, following, last = 0, self._first, None
+        for line in open(self._file.fileno(), 'rb', closefd=False):
+            if not line.endswith(b'\n'):
+                beginning = b'{"index": '
+                if line[:len(beginning)] != beginning[:len(line)]:
+                    raise self._foreign()
+                break
+            index = self._index(line)
+            if last is None:
+                self._check_first(index)
+            elif index < following or self._first is not None and index > following:
+                raise UserError(f'{self.path}: sample {index} follows sample {following - 1}; give '
+                                'another --output')
+            size, following, last = size + len(line), index + 1, line
+        if last:
+            self.settings = self._settings(last)
+        return Progress(size, following or 0)
+
+    def _index(self, line):
+        """Return the index in a record, bytes. Raises UserError if it is none."""
+        match = re.match(br'{"index": (\d{1,18}), .*}\n$', line)
+        if not match:
+            raise self._foreign()
+        return int(match.group(1))
+
+    def _settings(self, line):
+        """Return the settings in a record, bytes. Raises UserError if it has none."""
+        try:
+            record = files.parse_object(line)
+            return {**record['settings'], 'model': record['model'], 'seed': record['seed']}
+        except (ValueError, KeyError, TypeError):
+            raise self._foreign()
+
+    def _commit(self):
+        """Nothing lies beside the file."""
+
+
+class PlainText(ResumableFile):
+    """A .txt file. Another one beside it has its settings and the size of its whole records."""
+
+    def _record(self, sequence):
+        return banner(sequence.index + 1) + sequence.text + '\n'
+
+    @property
+    def _state_path(self):
+        return self.path + '.settings.json'
+
+    def _recover(self):
+        """Read the file beside it and return the Progress recorded there."""
+        size = os.path.getsize(self.path)
+        if not size:  # a new file, whatever an earlier one of that name was
+            return Progress(0, self._first or 0)
+        try:
+            state = files.read_json(self._state_path)
+            first, progress = state['first_sample'], Progress(state['bytes'], state['next'])
+            self.settings = dict(state['settings'])
+            whole = all(type(value) is int and value >= 0 for value in (first or 0, *progress))
+            if not whole or progress.size > size:
+                raise ValueError
+        except FileNotFoundError:
+            raise self._foreign()
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f'{self._state_path} does not belong to {self.path}, or is damaged; '
+                            'give another --output')
+        self._check_first(first)
+        return progress
+
+    def _commit(self):
+        """Replace the file beside it."""
+        files.write_json(self._state_path, {
+            'settings': self.settings, 'first_sample': self._first, 'next': self.next,
+            'bytes': self._progress.size}, indent=1, ensure_ascii=False)

@@ -1,0 +1,149 @@
+"""What the sampling commands share: from options to a decoder, and from prompts to samples."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import sys
+
+from gpt2 import runtime
+from gpt2.model_dir import ModelDir, open_model_dir, weights_digest
+from gpt2.sampling import batching, output, progress
+from gpt2.sampling.engines import open_decoder
+from gpt2.sampling.options import EngineOptions, GenerationOptions, SamplingOptions
+from gpt2.sampling.prompts import Prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of a sampling command: an opened model, and options that fit it."""
+
+    model_dir: ModelDir
+    engine: EngineOptions
+    sampling: SamplingOptions
+    generation: GenerationOptions
+
+    def open_decoder(self):
+        """Return the decoder of this run, with the weights loaded."""
+        return open_decoder(self.model_dir, self.engine.engine, self.engine.dtype)
+
+    def generate(self, decoder, prompts, batch_size, fill=False):
+        """Make a text of each prompt, see `batching.generate`."""
+        return batching.generate(decoder, self.model_dir.encoder, prompts, self.generation,
+                                 self.sampling, batch_size=batch_size, fill=fill)
+
+    def with_seed(self):
+        """Return this run with a seed. A new one is printed, so that the run can be repeated."""
+        generation = self.generation.with_seed()
+        if self.generation.seed is None:
+            print(f'seed {generation.seed}', file=sys.stderr)
+        return dataclasses.replace(self, generation=generation)
+
+    def resume(self, settings):
+        """Return this run with the seed and the engine of an earlier run, if it names none."""
+        if settings is None:
+            return self
+        generation, engine = self.generation, self.engine
+        if generation.seed is None:
+            generation = dataclasses.replace(generation, seed=settings['seed'])
+        if engine.engine == 'auto':
+            engine = dataclasses.replace(engine, engine=settings.get('engine', 'auto'))
+        return dataclasses.replace(self, generation=generation, engine=engine)
+
+    def settings(self, batch_size):
+        """Return the settings that samples depend on, by name. The engine is left out."""
+        generation, sampling = self.generation, self.sampling
+        return {'model': os.fsencode(self.model_dir.name).decode('utf-8', 'replace'),
+                'weights': weights_digest(self.model_dir.path), 'dtype': self.engine.dtype,
+                'batch_size': batch_size, 'length': generation.length, 'keep': generation.keep,
+                'temperature': float(sampling.temperature), 'top_k': sampling.top_k,
+                'top_p': float(sampling.top_p), 'stop': generation.stop,
+                'stop_at': generation.stop_at, 'logprobs': generation.logprobs}
+
+
+def open_run(model, engine, sampling, generation, conditional):
+    """Return the Run of some options.
+
+    Args:
+      model, engine, sampling, generation: ModelOptions, EngineOptions, SamplingOptions and
+        GenerationOptions.
+      conditional: whether there are prompts; then the default length is half the window.
+
+    Raises ModelError if the model cannot be used, and OptionError if an option does not fit the
+    model.
+    """
+    model_dir = open_model_dir(model.model_name, model.models_dir)
+    n_ctx = model_dir.hparams.n_ctx
+    sampling.check_vocabulary(model_dir.hparams.n_vocab)
+    return Run(model_dir, engine, sampling,
+               generation.fit_model(n_ctx, n_ctx // 2 if conditional else n_ctx))
+
+
+def write_unconditional(run, options):
+    """Write the samples that UnconditionalOptions ask for."""
+    start = [run.model_dir.encoder.end_of_text]
+    last = options.first_sample + options.nsamples if options.nsamples else None
+
+    def prompts(first):
+        indices = itertools.count(first) if last is None else range(first, last)
+        return ((index, start) for index in indices)
+
+    write_samples(run, options, prompts, options.first_sample, last)
+
+
+def write_conditional(run, options):
+    """Write the samples of the prompts that ConditionalOptions name."""
+    prompts = Prompts(options.prompts)
+
+    def prompts_from(first):
+        return prompts.encode(run.model_dir.encoder, run.model_dir.hparams.n_ctx, options.nsamples,
+                              first)
+
+    write_samples(run, options, prompts_from, None, len(prompts) * options.nsamples,
+                  nsamples=options.nsamples, prompts=prompts.digest)
+
+
+def write_samples(run, options, prompts_from, first, last, **settings):
+    """Make samples and write them to options.output, or to stdout.
+
+    Args:
+      options: with batch_size and output.
+      prompts_from: a function of an index that returns an iterator over the index and the prompt
+        of each sample from there.
+      first: the index of the first sample; None if it may be any.
+      last: the index after that of the last; None if there is no last.
+      settings: to record beside those that all runs have.
+
+    Raises UserError if the output holds something else, was made with other settings, or cannot be
+    written.
+    """
+    with contextlib.closing(output.open_output(
+            options.output, first, run.model_dir.encoder, 'prompts' in settings,
+            run.generation.logprobs)) as target:
+        run = run.resume(target.settings)
+        settings = {**run.settings(options.batch_size), **settings}
+        if run.generation.seed is not None:
+            target.check({'prompts': None, **settings, 'seed': run.generation.seed})
+        prompts = prompts_from(target.next)
+        prompt = next(prompts, None)
+        if prompt is not None:  # else the output is complete, and the model is not needed
+            write_missing(run, options, target, itertools.chain([prompt], prompts), last, settings)
+
+
+def write_missing(run, options, target, prompts, last, settings):
+    """Make the samples that `write_samples` has found missing, an index and a prompt each."""
+    decoder = run.open_decoder()
+    run = run.with_seed()
+    target.begin({**settings, 'seed': run.generation.seed, 'engine': decoder.engine,
+                  'tensorflow': runtime.tensorflow_version()})
+    batch_size = options.batch_size
+    if not options.output and last is not None:
+        batch_size = min(batch_size, last - target.next)
+    # The last bits of a result depend on the batch size, so a file always has the same one.
+    batches = run.generate(decoder, prompts, batch_size, fill=bool(options.output))
+    try:
+        for samples in batching.finished(
+                progress.with_progress(batches, last, run.generation.length)):
+            target.write(samples)
+    finally:
+        target.flush()

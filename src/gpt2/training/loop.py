@@ -1,0 +1,241 @@
+"""The training loop: steps, validation, samples, and what is saved of them."""
+
+import contextlib
+import math
+import signal
+import sys
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+from gpt2 import checkpoint
+from gpt2.errors import UserError
+from gpt2.sampling import batching
+from gpt2.sampling.graph import GraphDecoder
+from gpt2.sampling.options import GenerationOptions, SamplingOptions
+from gpt2.training import resume
+from gpt2.training.data import dropout_seed, random_batch
+from gpt2.training.devices import choose_devices
+from gpt2.training.graph import build_graph
+
+
+def train(start, data, options, compute, sample_length, output, progress):
+    """Train a model until all steps are done.
+
+    Args:
+      start: the ModelDir to start from.
+      options: the TrainingOptions, after `fit_model`.
+      sample_length: tokens of the sample after each validation; 0: no sample.
+      output: the Output to write, which is locked.
+
+    Raises UserError if the devices or the memory do not suffice, the loss diverges, the output
+    cannot be written, or it cannot be resumed.
+    """
+    devices = choose_devices(options, compute)
+    config = tf.ConfigProto(allow_soft_placement=True, device_count={'CPU': len(devices)})
+    with tf.Graph().as_default(), tf.Session(config=config) as session, translate_errors():
+        tf.set_random_seed(options.seed)
+        graph = build_graph(start.hparams, options, compute, devices)
+        trainer = Trainer(session, graph, start, options, sample_length, output)
+        trainer.restore_or_initialize(progress)
+        trainer.run(data)
+
+
+class Trainer:
+    """A run of training in a session.
+
+    done: the number of steps done.
+    best: the lowest validation loss up to here, in nats per token; None before the first.
+    losses: the training losses since the last validation.
+    """
+
+    def __init__(self, session, graph, start, options, sample_length, output):
+        self.session, self.graph, self.start, self.options = session, graph, start, options
+        self.sample_length, self.output = sample_length, output
+        self.weights = tf.train.Saver(checkpoint.model_weights(), max_to_keep=None)
+        self.state = tf.train.Saver(tf.global_variables(), max_to_keep=None)
+        self.events = tf.summary.FileWriter(output.training_path())
+        self.decoder = GraphDecoder(session, start.hparams) if sample_length else None
+
+    def restore_or_initialize(self, progress):
+        """Give weights and optimizer the values to resume from, or to start from."""
+        self.done, self.best, self.losses = progress.step, progress.best, []
+        if self.done:
+            prefix = self.output.training_path(f'step-{self.done}')
+            try:
+                self.state.restore(self.session, prefix)
+            except (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.OutOfRangeError,
+                    ValueError):
+                raise UserError(f'{prefix}.* cannot be read; train again with another --output')
+        else:
+            initialize(self.session, self.start, self.options.scratch)
+        # TensorBoard drops what it has of later steps, which are repeated.
+        self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.done + 1)
+
+    def run(self, data):
+        """Do all steps that are left, with a progress bar on stderr if that is a terminal."""
+        options = self.options
+        n_tokens = options.batch_size * options.accumulation * options.seq_len
+        with defer_sigint() as interrupted, \
+                tqdm(total=options.steps * n_tokens, initial=self.done * n_tokens, unit='token',
+                     unit_scale=True, disable=None) as bar:
+            while self.done < options.steps:
+                loss, rate = self.step(data.training)
+                self.log(loss=loss, learning_rate=rate)
+                bar.set_description(f'step {self.done} of {options.steps}', refresh=False)
+                bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
+                bar.update(n_tokens)
+                if interrupted:
+                    tqdm.write('validating once more; press Ctrl-C again to skip that', sys.stderr)
+                    self.validate(data)
+                    raise KeyboardInterrupt
+                if self.done % options.val_every == 0 or self.done == options.steps:
+                    self.validate(data)
+
+    def step(self, tokens):
+        """Do one step. Return its mean loss and its learning rate."""
+        options = self.options
+        rate = options.learning_rate * schedule(self.done + 1, options)
+        first = self.done * options.accumulation
+        batches = [(random_batch(tokens, options, number), dropout_seed(options.seed, number))
+                   for number in range(first, first + options.accumulation)]
+        loss = run_step(self.session, self.graph, batches, rate)
+        check_finite(self.done + 1, loss)
+        self.losses.append(loss)
+        self.done += 1
+        return loss, rate
+
+    def validate(self, data):
+        """Compute the validation loss, save, report, and show a sample."""
+        nats = evaluate(self.session, self.graph, data.validation, self.options)
+        check_finite(self.done, nats)
+        bits = nats * (len(data.validation) - 1) / data.validation_bytes / math.log(2)
+        kept = self.best is None or nats < self.best
+        self.best = nats if kept else self.best
+        loss = float(np.mean(self.losses))
+        self.losses = []
+        self.save({'step': self.done, 'training_loss': loss, 'held_out_loss': nats,
+                   'bits_per_byte': bits, 'kept': kept})
+        self.log(held_out_loss=nats, bits_per_byte=bits)
+        self.events.flush()
+        report(f'step {self.done}: training loss {loss:.4f}, validation loss {nats:.4f} nats per '
+               f'token, {bits:.4f} bits per byte{", kept" if kept else ""}')
+        if self.decoder:
+            report('=' * 40 + f' STEP {self.done} ' + '=' * 40 + '\n' + self.sample())
+
+    def sample(self):
+        """Return a text of the model as it is now, each token drawn from the 40 likeliest."""
+        hparams, encoder = self.start.hparams, self.start.encoder
+        generation = GenerationOptions(seed=self.options.seed, length=self.sample_length)
+        *_, (sequence,) = batching.generate(
+            self.decoder, encoder, [(self.done, [encoder.end_of_text])],
+            generation.fit_model(hparams.n_ctx, None),
+            SamplingOptions(top_k=min(40, hparams.n_vocab)), batch_size=1)
+        return sequence.text
+
+    def save(self, metrics):
+        """Write the weights if they are the best, the metrics, and what --resume needs."""
+        try:
+            if metrics['kept']:
+                checkpoint.save(self.session, self.weights, self.output.path, self.start.path)
+            self.output.append_metrics(metrics)
+            self.output.write_progress(
+                resume.Progress(self.done, self.best),
+                lambda prefix: self.state.save(self.session, prefix, write_state=False,
+                                               write_meta_graph=False))
+        except (OSError, tf.errors.OpError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error.message
+            raise UserError(f'{self.output.path} cannot be written ({problem}); make room there, '
+                            'then continue with --resume')
+
+    def log(self, **scalars):
+        """Write scalars for TensorBoard."""
+        self.events.add_summary(tf.Summary(value=[
+            tf.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]),
+            self.done)
+
+
+def initialize(session, start, scratch):
+    """Give the session the weights to start from, and the optimizer its zeros."""
+    restored = set() if scratch else {weight.name for weight in checkpoint.model_weights()}
+    session.run(tf.variables_initializer(
+        [variable for variable in tf.global_variables() if variable.name not in restored]))
+    if not scratch:
+        checkpoint.restore(session, start.path)
+
+
+def run_step(session, graph, batches, rate):
+    """Run one step over batches, pairs of tokens [B, S + 1] and dropout seed; return the mean loss.
+    """
+    feeds = [{graph.tokens: tokens, graph.dropout_seed: seed, graph.learning_rate: rate}
+             for tokens, seed in batches]
+    losses = [session.run([graph.mean_loss, graph.add], feed)[0] for feed in feeds[:-1]]
+    losses.append(session.run([graph.mean_loss, graph.update], feeds[-1])[0])
+    return float(np.mean(losses))
+
+
+def schedule(step, options):
+    """Return the learning rate of a step, counted from 1, relative to the highest."""
+    if step <= options.warmup:
+        return step / options.warmup
+    if options.schedule == 'constant':
+        return 1
+    share = (step - options.warmup) / (options.steps - options.warmup)
+    return 0.55 + 0.45 * math.cos(math.pi * share)
+
+
+def evaluate(session, graph, tokens, options):
+    """Return the mean loss of all tokens but the first, in nats.
+
+    They are read in sequences of seq_len, so a token has half as many before it on average.
+    """
+    *whole, last = [tokens[i:i + options.seq_len + 1]
+                    for i in range(0, len(tokens) - 1, options.seq_len)]
+    batches = [whole[i:i + options.batch_size] for i in range(0, len(whole), options.batch_size)]
+    total = sum(float(session.run(graph.total_loss, {graph.tokens: batch}))
+                for batch in batches + [[last]])
+    return total / (len(tokens) - 1)
+
+
+def check_finite(step, loss):
+    """Raise UserError if the loss of a step is not a finite number."""
+    if not math.isfinite(loss):
+        raise UserError(f'training diverged at step {step}: the loss is {loss}; try a lower '
+                        '--learning_rate')
+
+
+def report(text):
+    """Print a text above the progress bar."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def translate_errors():
+    """Turn TensorFlow's error that memory does not suffice into a UserError."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise UserError('the memory is too small; try --gradient_checkpointing, or a smaller '
+                        '--batch_size with a larger --accumulation')
+
+
+@contextlib.contextmanager
+def defer_sigint():
+    """Yield a list that the first Ctrl-C adds to; the next one raises KeyboardInterrupt as usual.
+
+    So a step is done completely or not at all. KeyboardInterrupt would come between the weights,
+    which TensorFlow has updated, and the number of the step.
+    """
+    interrupted, handler = [], signal.getsignal(signal.SIGINT)
+
+    def defer(number, frame):
+        interrupted.append(number)
+        signal.signal(signal.SIGINT, handler)
+    if handler != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, defer)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, handler)

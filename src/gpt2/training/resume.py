@@ -1,0 +1,126 @@
+"""The output of a run, a model directory, and what --resume continues from.
+
+Beside the best weights it has metrics.jsonl and training/, with all variables as they were after
+the last validations. training/progress.json, which is replaced last, names the step whose variables
+are complete. All steps after it are repeated, with the same results.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import re
+
+from gpt2 import checkpoint, files
+from gpt2.errors import UserError
+
+# The steps done, and the lowest validation loss up to there, in nats per token (None: no loss yet).
+Progress = collections.namedtuple('Progress', 'step best')
+
+
+def check_output(path, resume):
+    """Raise UserError if a directory holds a model that is not to be, or cannot be, resumed."""
+    def has(*names):
+        return os.path.exists(os.path.join(path, *names))
+    if resume and has('checkpoint') and not has('training'):
+        raise UserError(f'{path} holds a model, but no training/ to resume from; give another '
+                        '--output')
+    if not resume and (has('hparams.json') or has('training', 'progress.json')):
+        raise UserError(f'{path} holds a model already; give another --output, or continue its '
+                        'training with --resume')
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """The model directory that a run writes.
+
+    path: its path.
+    settings: what decides what is learned, by name.
+    keep_last: of how many validations training/ keeps the variables.
+    """
+
+    path: str
+    settings: dict
+    keep_last: int
+
+    def training_path(self, name=''):
+        """Return the path of a file in training/."""
+        return os.path.join(self.path, 'training', name)
+
+    @contextlib.contextmanager
+    def lock(self, resume):
+        """Make the directory, before hours of training, and lock it meanwhile.
+
+        Raises UserError if it cannot be made, or another process trains a model there or has done
+        so.
+        """
+        try:
+            os.makedirs(self.training_path(), exist_ok=True)
+            lock = open(self.training_path('lock'), 'w', encoding='utf-8')
+        except OSError as error:
+            raise UserError(f'{self.path} cannot be made: {error.strerror}')
+        with lock:
+            if not files.lock(lock):
+                raise UserError(f'{self.path} is being trained by another process; wait for it, or '
+                                'give another --output')
+            check_output(self.path, resume)
+            yield
+
+    def read_progress(self):
+        """Return the Progress of an earlier run; Progress(0, None) if it saved nothing yet.
+
+        Raises UserError if it had other settings, or its progress cannot be read.
+        """
+        path = self.training_path('progress.json')
+        try:
+            stored = files.read_json(path)
+            progress, before = Progress(stored['step'], stored['best']), dict(stored['settings'])
+        except FileNotFoundError:
+            return Progress(0, None)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f'{path} cannot be read; train again with another --output')
+        changes = ['another text' if name == 'text' else
+                   f'--{name} {value} (it was {before.get(name)})'
+                   for name, value in self.settings.items() if value != before.get(name)]
+        if changes:
+            raise UserError(f'{self.path} was trained with other settings; now there is '
+                            f'{", ".join(changes)}')
+        return progress
+
+    def write_progress(self, progress, save):
+        """Save all variables, name them in `checkpoint` and progress.json, then remove the oldest.
+
+        Args:
+          save: a function that saves them under a path without suffixes.
+        """
+        name = f'step-{progress.step}'
+        save(self.training_path(name))
+        for path in glob.glob(glob.escape(self.training_path(name)) + '.*'):
+            files.sync_file(path)
+        checkpoint.write_checkpoint_state(self.training_path(), name)
+        files.write_json(self.training_path('progress.json'),
+                         dict(progress._asdict(), settings=self.settings))
+        steps = {path: int(re.search(r'step-(\d+)', os.path.basename(path)).group(1))
+                 for path in glob.glob(glob.escape(self.training_path()) + 'step-*')}
+        kept = sorted({step for step in steps.values() if step <= progress.step})[-self.keep_last:]
+        for path in steps:
+            if steps[path] not in kept:
+                os.remove(path)
+
+    def append_metrics(self, metrics):
+        """Add a line to metrics.jsonl."""
+        with open(os.path.join(self.path, 'metrics.jsonl'), 'a', encoding='utf-8') as file:
+            file.write(json.dumps(metrics) + '\n')
+
+    def trim_metrics(self, step):
+        """Keep only the complete lines of metrics.jsonl up to a step. Raises UserError."""
+        path, lines = os.path.join(self.path, 'metrics.jsonl'), []
+        with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8') as file:
+            lines = [line for line in file if line.endswith('\n')]
+        try:
+            lines = [line for line in lines if files.parse_object(line)['step'] <= step]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f'{path} cannot be read; train again with another --output')
+        files.write_file(path, lines)

@@ -1,0 +1,313 @@
+"""Texts become the right tokens in a file, only once, in every format and folder."""
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import stat
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2.errors import UserError
+from gpt2.model_dir import open_model_dir
+from gpt2.training import data
+from helpers import SRC, Command
+
+pytestmark = pytest.mark.pure
+
+END = '<|endoftext|>'
+MODELS = str(SRC.parent / 'models')
+
+
+@pytest.fixture(scope='module')
+def model_1m():
+    """The model that comes with the project; its tokens are several letters long."""
+    return open_model_dir('1M', MODELS)
+
+
+def write(path, text):
+    path.write_bytes(text.encode('utf-8'))
+    return path
+
+
+def encoded(model_dir, *documents):
+    """Return the tokens of documents, each after <|endoftext|>."""
+    return [token for document in documents
+            for token in [model_dir.encoder.end_of_text] + model_dir.encoder.encode(document)]
+
+
+def open_tokens(path, model_dir):
+    tokens, _ = data.open_dataset(str(path), model_dir)
+    return tokens.tolist()
+
+
+def file_names(folder):
+    return sorted(os.listdir(str(folder)))
+
+
+# ---- formats ------------------------------------------------------------------------------
+
+
+def test_documents_are_separated_by_the_special_token(model_1m, tmp_path):
+    path = write(tmp_path / 'text.txt', 'one' + END + ' two' + END + END + '<|endoftext| >')
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'one', ' two', '', '<|endoftext| >')
+
+
+def test_a_byte_order_mark_is_dropped_and_line_ends_are_kept(model_1m, tmp_path):
+    path = write(tmp_path / 'text', '\ufeffone\r\ntwo\rthree\n')
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'one\r\ntwo\rthree\n')
+
+
+def test_json_lines(model_1m, tmp_path):
+    lines = [{'text': 'one'}, {'text': 'mät 猫 \ud83d\ude42', 'id': 3}, {'text': ''}]
+    path = write(tmp_path / 'text.jsonl', ''.join(json.dumps(line) + '\n' for line in lines))
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'one', 'mät 猫 🙂', '')
+
+
+def test_folders_and_patterns(model_1m, tmp_path):
+    books = tmp_path / 'my [books]'
+    (books / 'old').mkdir(parents=True)
+    write(books / 'b.txt', 'second')
+    write(books / 'a.jsonl', '{"text": "first"}\n')
+    write(books / 'notes.md', 'notes')
+    write(books / 'old' / 'c.txt', 'old')
+    assert open_tokens(books, model_1m) == encoded(model_1m, 'first', 'second')
+    assert open_tokens(tmp_path / 'my*' / '*.md', model_1m) == encoded(model_1m, 'notes')
+    assert open_tokens(tmp_path / 'my*' / '**' / '*.txt', model_1m) == encoded(
+        model_1m, 'second', 'old')
+    everything = tmp_path / 'my*' / '*'  # without the token files of the first call
+    assert open_tokens(everything, model_1m) == open_tokens(everything, model_1m) == encoded(
+        model_1m, 'first', 'second', 'notes')
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'{"text": "a"}\n{"text": 3}\n', 'line 2'), (b'text\n', 'line 1'), (b'[]\n', 'line 1'),
+    (b'{"prompt": "a"}\n', 'line 1'), (b'{"text": "\xff"}\n', 'line 1'), (b'\n', 'line 1'),
+    (b'[' * 100000, 'line 1'),
+], ids=lambda value: repr(value)[:30])
+def test_malformed_json_lines_are_refused(model_1m, tmp_path, content, words):
+    path = tmp_path / 'text.jsonl'
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        data.open_dataset(str(path), model_1m)
+    assert f'{path}, {words}: ' in str(error.value)
+    assert file_names(tmp_path) == ['text.jsonl']  # nothing is left behind
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark(model_1m, tmp_path):
+    path = write(tmp_path / 'text.jsonl', '\ufeff{"text": "one"}\n')
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'one')
+
+
+@pytest.mark.parametrize('place', [0, 5, 1000])
+def test_text_that_is_not_utf_8_is_refused_with_the_place(model_1m, tmp_path, place, monkeypatch):
+    monkeypatch.setattr(data, 'PIECE', 64)
+    path = tmp_path / 'text'
+    path.write_bytes('mä tt'.encode()[:place] + b'a ' * (max(0, place - 6) // 2)
+                     + b'\xff' + b'more')
+    with pytest.raises(UserError) as error:
+        data.open_dataset(str(path), model_1m)
+    assert f'byte {path.read_bytes().index(0xff)};' in str(error.value)
+
+
+# ---- pieces ------------------------------------------------------------------------------------
+
+TEXTS = st.lists(st.sampled_from(['a', 'word', ' ', '  ', '\n', '\t', "'s", "'", '12', '.', '猫',
+                                  '\u3000', '\x85', '\x1c', END, '<|', '🙂', '\r\n']))
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.integers(1, 40))
+def test_pieces_are_encoded_like_the_whole_text(tmp_path_factory, texts, size):
+    encoder = open_model_dir('1M', MODELS).encoder
+    path = write(tmp_path_factory.getbasetemp() / 'pieces.txt', ''.join(texts))
+    n_bytes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, 'PIECE', size)
+        pieces = list(data.read_pieces(str(path), n_bytes.append))
+    assert sum(n_bytes) == path.stat().st_size
+    tokens = [token for piece in pieces for token in data.encode_text(encoder, piece)]
+    assert tokens == [token for document in ''.join(texts).split(END)
+                      for token in [encoder.end_of_text] + encoder.encode(document)]
+
+
+def long_text(ending):
+    """Return a text of more than four pieces, and its documents."""
+    documents = [f'Document {i}. ' + f'It has words and 数字 {i}. ' * (i % 50) for i in range(8000)]
+    text = END.join(documents) if ending == 'txt' else ''.join(
+        json.dumps({'text': document}) + '\n' for document in documents)
+    assert len(text.encode()) > 4 * data.PIECE
+    return text, documents
+
+
+@pytest.mark.parametrize('ending', ['txt', 'jsonl'])
+def test_a_long_text_is_encoded_in_several_processes(model_1m, tmp_path, ending, monkeypatch):
+    monkeypatch.setattr(data.runtime, 'processors', lambda: 2)
+    text, documents = long_text(ending)
+    tokens, _ = data.open_dataset(str(write(tmp_path / f'text.{ending}', text)), model_1m)
+    assert tokens.dtype == np.uint16 and np.array_equal(tokens, encoded(model_1m, *documents))
+
+
+def kill_this_process(text):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_encoding_process_ends_training_with_one_line(model_1m, tmp_path, monkeypatch):
+    """The system does that when memory is short."""
+    path = write(tmp_path / 'text.txt', long_text('txt')[0])
+    monkeypatch.setattr(data, 'work', kill_this_process)
+    with pytest.raises(UserError, match='was killed'):
+        data.open_dataset(str(path), model_1m)
+    assert file_names(tmp_path) == ['text.txt']
+
+
+def test_few_texts_are_read_in_advance(model_1m):
+    """So memory does not grow with the text."""
+    read = []
+    results = data.encode_in_processes(model_1m.encoder, map(lambda i: read.append(i) or str(i),
+                                                             range(100)), 1)
+    for n in range(3):
+        assert next(results).tolist() == model_1m.encoder.encode(str(n))
+        assert len(read) <= n + 4
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_an_encoder_can_be_sent_to_another_process(model_1m):
+    """Where processes are not forked it must be."""
+    copy = pickle.loads(pickle.dumps(model_1m.encoder))
+    assert copy.encode('To be, or not to be') == model_1m.encoder.encode('To be, or not to be')
+    with multiprocessing.get_context('spawn').Pool(
+            1, initializer=data.start_worker, initargs=(model_1m.encoder,)) as pool:
+        assert pool.apply(data.work, ('To be',)).tolist() == model_1m.encoder.encode('To be')
+
+
+# ---- the token file ----------------------------------------------------------------------------
+
+
+def test_tokens_are_made_only_once(model_1m, tmp_path, monkeypatch):
+    other_models = tmp_path / 'models'  # with another vocabulary, which lacks a pair
+    shutil.copytree(MODELS, str(other_models))
+    vocabulary = other_models / '1M' / 'vocab.bpe'
+    write(vocabulary, ''.join(vocabulary.read_text(encoding='utf-8').splitlines(True)[:-1]))
+    (tmp_path / 'texts').mkdir()
+    path = write(tmp_path / 'texts' / 'text.txt', 'To be, or not to be')
+    tokens, key = data.open_dataset(str(path), model_1m)
+    _, other_key = data.open_dataset(str(path), open_model_dir('1M', str(other_models)))
+    assert len(file_names(path.parent)) == 3 and key != other_key
+    moved = tmp_path / 'moved'
+    path.parent.rename(moved)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, 'encode_files', None)  # it is not needed again
+        tokens_again, key_again = data.open_dataset(str(moved / 'text.txt'), model_1m)
+    assert key_again == key and np.array_equal(tokens_again, tokens)
+    write(moved / 'text.txt', 'That is the question')
+    changed, changed_key = data.open_dataset(str(moved / 'text.txt'), model_1m)
+    assert changed_key != key
+    assert changed.tolist() == encoded(model_1m, 'That is the question')
+    assert len(file_names(moved)) == 3  # the tokens of the earlier text are gone
+
+
+def test_a_token_file_made_by_an_earlier_version_is_found(model_1m, tmp_path, monkeypatch):
+    """Its name and its format are fixed."""
+    path = write(tmp_path / 'text.txt', 'To be')
+    tokens = tmp_path / 'text.txt.tokens-b422e264-f0a160d1f9301159'
+    np.array([7, 8, 9], '<u2').tofile(str(tokens))
+    monkeypatch.setattr(data, 'encode_files', None)
+    assert open_tokens(path, model_1m) == [7, 8, 9]
+
+
+@pytest.mark.parametrize('modes, expected', [([0o600], 0o600), ([0o640, 0o604], 0o600),
+                                             ([0o644], 0o644)])
+def test_nobody_reads_tokens_who_may_not_read_the_text(model_1m, tmp_path, modes, expected):
+    for number, mode in enumerate(modes):
+        write(tmp_path / f'{number}.txt', 'To be').chmod(mode)
+    data.open_dataset(str(tmp_path), model_1m)
+    tokens, = (name for name in file_names(tmp_path) if name.startswith('tokens-'))
+    assert stat.S_IMODE((tmp_path / tokens).stat().st_mode) == expected
+
+
+def test_where_the_folder_is_read_only_the_tokens_go_elsewhere(model_1m, tmp_path, monkeypatch):
+    path = write(tmp_path / 'text.txt', 'To be')
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    monkeypatch.setattr(data.tempfile, 'gettempdir', lambda: str(elsewhere))
+    really_open = os.open
+
+    def refuse(name, *args, **kwargs):
+        if os.path.dirname(str(name)) == str(tmp_path):
+            raise PermissionError(13, 'Permission denied', name)
+        return really_open(name, *args, **kwargs)
+    monkeypatch.setattr(data.files.os, 'open', refuse)
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
+    assert file_names(elsewhere)[0].startswith('tokens-')
+    monkeypatch.setattr(data, 'encode_files', None)
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
+
+
+def test_killed_encoding_leaves_no_wrong_tokens(model_1m, tmp_path):
+    """What is left is never taken for the tokens of the whole text."""
+    path = write(tmp_path / 'text.txt', 'To be, or not to be, that is the question. 猫 ' * 60000)
+    process = Command('train.py', path, '--model_name', '1M', '--models_dir', MODELS,
+                      '--output', 'x' * 300).start()  # which cannot be made
+    while process.poll() is None and len(file_names(tmp_path)) == 1:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()  # returns once all processes have ended that it started
+    assert process.returncode == -signal.SIGKILL
+    expected = np.array(encoded(model_1m, path.read_text(encoding='utf-8')))
+    assert np.array_equal(data.open_dataset(str(path), model_1m)[0], expected)
+
+
+def test_patterns_of_one_folder_keep_their_own_token_files(model_1m, tmp_path):
+    for name in ('a.txt', 'z.txt'):
+        write(tmp_path / name, f'To be {name}')
+    for name in ('a*.txt', 'z*.txt'):
+        open_tokens(tmp_path / name, model_1m)
+    assert len(file_names(tmp_path)) == 4
+
+
+def test_token_files_are_not_taken_for_texts(model_1m, tmp_path):
+    """Neither are those that a killed process has left half written."""
+    path = write(tmp_path / 'text', 'To be')
+    for ending in ('', '.0123abcd.partial'):
+        for prefix in ('', 'text.', '.text.'):
+            name = f'{prefix}tokens-01234567-0123456789abcdef{ending}'
+            (tmp_path / name).write_bytes(b'\xff\xff')
+    for pattern in ('*', '.*', '**'):
+        if pattern != '.*':
+            assert data.find_files(str(tmp_path / pattern)) == [str(path)]
+        else:
+            with pytest.raises(UserError, match='no text'):
+                data.find_files(str(tmp_path / pattern))
+
+
+# ---- validation data ---------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=50), st.floats(0.01, 0.99),
+       st.integers(1, 60))
+def test_validation_gets_the_last_bytes(tokens, share, block):
+    lengths = np.array([0, 1, 2, 5])
+    tokens = np.array(tokens, np.uint16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, 'BLOCK', block)
+        training, validation = data.split(tokens, lengths, share)
+    assert np.array_equal(np.concatenate([training, validation]), tokens)
+    n_bytes = lengths[tokens].sum()
+    assert lengths[validation].sum() <= int(n_bytes * share)
+    if len(training):  # it could not have more
+        assert lengths[validation].sum() + lengths[training[-1]] >= int(n_bytes * share)
+
+
+def test_byte_lengths_of_tokens(model_1m):
+    lengths = data.byte_lengths(model_1m.encoder)
+    text = 'To be, or not to be, 猫'
+    assert lengths[model_1m.encoder.encode(text)].sum() == len(text.encode('utf-8'))
+    assert lengths[model_1m.encoder.end_of_text] == 0
