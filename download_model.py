@@ -53,22 +53,17 @@ except ImportError as error:
 URL = 'https://openaipublic.blob.core.windows.net/gpt-2/models'
 PARAMETERS = {'124M': 124439808, '355M': 354823168, '774M': 774030080, '1558M': 1557611200}
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names at the first release
-
 HPARAMS, WEIGHTS, MARKER = 'hparams.json', 'model.ckpt.data-00000-of-00001', 'checkpoint'
 # In the order of download: hparams.json gives the size of the weights, and TensorFlow finds no
 # weights without `checkpoint`.
-FILES = (HPARAMS, 'vocab.bpe', 'encoder.json', 'model.ckpt.index', 'model.ckpt.meta', WEIGHTS,
-         MARKER)
-SHA256 = {
-    'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783',
-    'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
-}
+FILES = HPARAMS, 'vocab.bpe', 'encoder.json', 'model.ckpt.index', 'model.ckpt.meta', WEIGHTS, MARKER
+SHA256 = {'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783',
+          'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5'}
 # All paths in a file `checkpoint`, with their quotes. As in TensorFlow's text protocol buffers,
 # adjacent strings are one. Of several paths, one reader takes the first and another the last.
 MODEL_PATHS = re.compile(rb'(?<!\w)model_checkpoint_path\s*:\s*("[^"\n]*"(?:\s*"[^"\n]*")*|)')
 SMALL_FILE = 10 ** 8  # bytes that no file but the weights may exceed
 DIMENSION = 10 ** 7   # what no dimension in hparams.json may exceed
-
 CHUNK = 2 ** 16       # bytes per read; larger is hardly faster, and an error loses the current read
 TIMEOUT = 15, 30      # seconds to connect, and between two bytes
 ANSWER_TIMEOUT = 90   # seconds until all headers have arrived, redirects included
@@ -78,7 +73,6 @@ LONGEST_PAUSE = 60    # up to this
 LONGEST_WAIT = 300    # seconds; a server that asks for more (Retry-After) is an error
 LINE_EVERY = 10       # seconds between two lines of progress if stderr is not a terminal
 LOCK_EVERY = 0.5      # seconds between two attempts to lock a directory
-
 amount = functools.partial(tqdm.format_sizeof, suffix='B')  # 498MB
 
 # What a server says about a file: its size, its MD5 (in base64, as in Content-MD5), and a validator
@@ -98,8 +92,6 @@ class RetryableError(Exception):
         self.wait, self.position = wait, position
 
 
-# The command line
-
 def main(argv=None):
     """Run the command; return its exit status, 0 or 1. See `parse` for other statuses."""
     args = parse(argv)
@@ -111,7 +103,7 @@ def main(argv=None):
     try:
         for size in args.sizes:
             directory = os.path.join(args.models_dir, size)
-            done = complete_model(session, f'{args.url}/{size}', directory)
+            done = complete_model(session, f'{args.url.rstrip("/")}/{size}', directory)
             say(f'{size} is in {directory}, {done}', sys.stdout)
     except DownloadError as error:
         say(f'download_model.py: {error}')
@@ -120,9 +112,7 @@ def main(argv=None):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that prints errors in one line."""
-
-    def error(self, message):
+    def error(self, message):  # in one line
         say(f'{self.prog}: {message}')
         self.exit(2)
 
@@ -153,7 +143,6 @@ def parse(argv):
     for size in sorted(ALIASES.keys() & args.sizes):
         say(f'{size} is now called {ALIASES[size]}, and is stored in a folder of that name')
     args.sizes = list(dict.fromkeys(ALIASES.get(size, size) for size in args.sizes))
-    args.url = args.url.rstrip('/')
     return args
 
 
@@ -181,15 +170,12 @@ def say(message, file=None):
 
 def progress(name, done, size, delay=0):
     """Return a progress bar that appears after `delay` seconds; lines if stderr is no terminal."""
-    lines = {} if sys.stderr.isatty() else {
+    form = {} if sys.stderr.isatty() else {
         'file': types.SimpleNamespace(write=lambda text: text.strip() and say(text.strip())),
         'mininterval': LINE_EVERY, 'miniters': 1,
         'bar_format': '{desc}: {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left'}
-    return tqdm(desc=name, initial=done, total=size, unit='B', unit_scale=True, delay=delay,
-                **lines)
+    return tqdm(desc=name, initial=done, total=size, unit='B', unit_scale=True, delay=delay, **form)
 
-
-# A model: seven files in a directory
 
 def complete_model(session, url, directory):
     """Download what a directory lacks of the model at url; return what was done, in words."""
@@ -288,11 +274,8 @@ def lock(file):
 
 
 def open_regular(path):
-    """Open a file to read and append, and create it if it is missing.
-
-    Others may have put something else at the path. A link is not followed, a FIFO is not waited
-    for, and a file that has other names (hard links) is not changed: they are OSErrors.
-    """
+    """Open a regular file to read and append, or create it. Raises OSError if it is not one."""
+    # Others may have put at the path a link, a FIFO, or a file that has other names (hard links).
     def opener(path, flags):
         flags |= getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)  # not on Windows
         descriptor = os.open(path, flags, 0o666)
@@ -301,7 +284,6 @@ def open_regular(path):
             os.close(descriptor)
             raise OSError(0, 'it is not a regular file with one name', path)
         return descriptor
-
     return open(path, 'ab+', opener=opener)
 
 
@@ -309,8 +291,6 @@ def remove(path):
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
 
-
-# Validation
 
 def invalid_files(directory, remotes=None):
     """Return the names of the files that are missing or invalid, or differ from their Remotes."""
@@ -371,13 +351,8 @@ def digest(path, hasher):
     return hasher.digest()
 
 
-# One file
-
 def attempt(session, url, path):
-    """Start or resume the download of url to path; return None, or what is wrong with the file.
-
-    After an error, path is missing or still the former file.
-    """
+    """Start or resume a download; return what is wrong, or None. An error leaves path as it was."""
     directory, name = os.path.split(path)
     remote = ask_about(session, url)
     if name == WEIGHTS:
@@ -393,8 +368,8 @@ def attempt(session, url, path):
         if other.startswith(path) and other != partial:
             remove(other)
     with open_regular(partial) as file:
-        if not (remote.md5 or remote.validator):
-            restart(file)
+        if not (remote.md5 or remote.validator):  # the bytes may be of another file
+            file.truncate(file.seek(0))
         if not file.tell() or file.tell() != remote.size:
             remote = receive(session, url, name, file, remote)
         file.flush()
@@ -420,7 +395,7 @@ def receive(session, url, name, file, remote):
     with request(session, 'GET', url, headers) as response:
         content_range = response.headers.get('Content-Range', '')
         if response.status_code != 200 and not content_range.startswith(f'bytes {done}-'):
-            restart(file)
+            file.truncate(file.seek(0))
             raise RetryableError('the server cannot resume: starting over')
         found = describe(response)
         if not all(None in pair or pair[0] == pair[1] for pair in zip(found, remote)):
@@ -428,7 +403,7 @@ def receive(session, url, name, file, remote):
             raise RetryableError(f'the server announced another file ({remote.size} bytes) than '
                                  f'it sends ({found.size} bytes)')
         if response.status_code == 200:
-            restart(file)
+            file.truncate(file.seek(0))
         size = remote.size or found.size
         if size is None and response.headers.get('Transfer-Encoding', '').lower() != 'chunked':
             raise DownloadError('the server does not say how long the file is, so its end cannot '
@@ -445,13 +420,6 @@ def receive(session, url, name, file, remote):
         raise RetryableError('the connection broke (it ended early)', position=file.tell())
     return Remote(size, remote.md5 or found.md5, None)
 
-
-def restart(file):
-    file.seek(0)
-    file.truncate()
-
-
-# The network
 
 def retry(action, name, retries):
     """Return action(), repeated after RetryableErrors: `retries` times without any progress."""
@@ -479,9 +447,8 @@ def ask_about(session, url):
     """Return the Remote of a file: by HEAD, or by a GET that is not read if there is no HEAD."""
     for method in 'HEAD', 'GET':
         with request(session, method, url, {}) as response:
-            if response.status_code == 200:
-                break
-    return describe(response)
+            if response.status_code == 200:  # always after a GET, see check_response
+                return describe(response)
 
 
 def describe(response):
@@ -508,7 +475,6 @@ def request(session, method, url, headers):
                                               timeout=TIMEOUT))
         except BaseException as error:
             future.set_exception(error)
-
     threading.Thread(target=send, daemon=True).start()
     try:
         response = future.result(ANSWER_TIMEOUT)

@@ -75,7 +75,7 @@ def pretokenize(text):
 
 
 def merge_pairs(tokens, ranks, results):
-    """Merge neighbouring tokens until no pair of neighbours has a rank.
+    """Merge neighbouring tokens until no pair has a rank; return the list of ids that remain.
 
     The pair of the lowest rank merges first, everywhere in the word, from left to right.
 
@@ -83,9 +83,6 @@ def merge_pairs(tokens, ranks, results):
       tokens: list of one id or more; it is modified.
       ranks: dict, (left id, right id) -> rank.
       results: list, rank -> id of the merged token.
-
-    Returns:
-      The list of ids that remain.
     """
     never = len(results)
     tokens.append(None)  # merges with no token: right of the last and (as -1) left of the first
@@ -267,10 +264,7 @@ def read_encoder(path):
 
 
 def read_merges(path, encoder):
-    """Read vocab.bpe, one merge per line: return a list of pairs of tokens of this vocabulary.
-
-    Raises ValueError if the file is damaged.
-    """
+    """Read vocab.bpe: return the list of pairs that merge. Raises ValueError if it is damaged."""
     merges = []
     for number, line in enumerate(read_text(path).rstrip('\n').split('\n'), start=1):
         if number == 1 and line.startswith('#version'):

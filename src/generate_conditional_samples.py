@@ -2,16 +2,10 @@
 
 from gpt2 import cli
 from gpt2.model_dir import ModelOptions
-from gpt2.sampling import run
-from gpt2.sampling.options import (
-    ConditionalOptions,
-    EngineOptions,
-    GenerationOptions,
-    SamplingOptions,
-)
+from gpt2.sampling import options, run
 
-OPTIONS = (ModelOptions, EngineOptions, SamplingOptions, GenerationOptions,
-           ConditionalOptions)
+OPTIONS = (ModelOptions, options.EngineOptions, options.SamplingOptions,
+           options.GenerationOptions, options.ConditionalOptions)
 
 
 def continue_prompts(model_name='124M', seed=None, nsamples=1, batch_size=1, length=None,
@@ -24,15 +18,15 @@ def continue_prompts(model_name='124M', seed=None, nsamples=1, batch_size=1, len
 
     Stopped with Ctrl-C or otherwise, the same command continues the file.
     """
-    options = ConditionalOptions(prompts=prompts, nsamples=nsamples, batch_size=batch_size,
-                                 output=output)
+    batch = options.ConditionalOptions(prompts=prompts, nsamples=nsamples, batch_size=batch_size,
+                                       output=output)
     run.write_conditional(run.open_run(
         ModelOptions(model_name=model_name, models_dir=models_dir),
-        EngineOptions(engine=engine, dtype=dtype),
-        SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p),
-        GenerationOptions(seed=seed, length=length, stop=stop, stop_at=stop_at, keep=keep,
-                          logprobs=logprobs),
-        conditional=True), options)
+        options.EngineOptions(engine=engine, dtype=dtype),
+        options.SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p),
+        options.GenerationOptions(seed=seed, length=length, stop=stop, stop_at=stop_at, keep=keep,
+                                  logprobs=logprobs),
+        conditional=True), batch)
 
 
 if __name__ == '__main__':

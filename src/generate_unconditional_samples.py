@@ -2,16 +2,10 @@
 
 from gpt2 import cli
 from gpt2.model_dir import ModelOptions
-from gpt2.sampling import run
-from gpt2.sampling.options import (
-    EngineOptions,
-    GenerationOptions,
-    SamplingOptions,
-    UnconditionalOptions,
-)
+from gpt2.sampling import options, run
 
-OPTIONS = (ModelOptions, EngineOptions, SamplingOptions, GenerationOptions,
-           UnconditionalOptions)
+OPTIONS = (ModelOptions, options.EngineOptions, options.SamplingOptions,
+           options.GenerationOptions, options.UnconditionalOptions)
 
 
 def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=None,
@@ -24,15 +18,15 @@ def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=
 
     Stopped with Ctrl-C or otherwise, the same command continues the file.
     """
-    options = UnconditionalOptions(nsamples=nsamples, first_sample=first_sample,
-                                   batch_size=batch_size, output=output)
+    batch = options.UnconditionalOptions(nsamples=nsamples, first_sample=first_sample,
+                                         batch_size=batch_size, output=output)
     run.write_unconditional(run.open_run(
         ModelOptions(model_name=model_name, models_dir=models_dir),
-        EngineOptions(engine=engine, dtype=dtype),
-        SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p),
-        GenerationOptions(seed=seed, length=length, stop=stop, stop_at=stop_at, keep=keep,
-                          logprobs=logprobs),
-        conditional=False), options)
+        options.EngineOptions(engine=engine, dtype=dtype),
+        options.SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p),
+        options.GenerationOptions(seed=seed, length=length, stop=stop, stop_at=stop_at, keep=keep,
+                                  logprobs=logprobs),
+        conditional=False), batch)
 
 
 if __name__ == '__main__':

@@ -2,15 +2,10 @@
 
 from gpt2 import cli
 from gpt2.model_dir import ModelOptions
-from gpt2.sampling import interactive, run
-from gpt2.sampling.options import (
-    BatchOptions,
-    EngineOptions,
-    GenerationOptions,
-    SamplingOptions,
-)
+from gpt2.sampling import interactive, options, run
 
-OPTIONS = (ModelOptions, EngineOptions, SamplingOptions, GenerationOptions, BatchOptions)
+OPTIONS = (ModelOptions, options.EngineOptions, options.SamplingOptions,
+           options.GenerationOptions, options.BatchOptions)
 
 
 def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, length=None,
@@ -22,13 +17,13 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
 
     Ctrl-C stops the samples of a prompt and asks for the next one; at the prompt it leaves.
     """
-    options = BatchOptions(nsamples=nsamples, batch_size=batch_size)
+    batch = options.BatchOptions(nsamples=nsamples, batch_size=batch_size)
     interactive.interact(run.open_run(
         ModelOptions(model_name=model_name, models_dir=models_dir),
-        EngineOptions(engine=engine, dtype=dtype),
-        SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p),
-        GenerationOptions(seed=seed, length=length, stop=stop, stop_at=stop_at, keep=keep),
-        conditional=True), options)
+        options.EngineOptions(engine=engine, dtype=dtype),
+        options.SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p),
+        options.GenerationOptions(seed=seed, length=length, stop=stop, stop_at=stop_at, keep=keep),
+        conditional=True), batch)
 
 
 if __name__ == '__main__':

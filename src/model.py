@@ -76,18 +76,14 @@ def matmul(x, w, **options):
 def conv1d(x, scope, nf, *, w_init_stdev=0.02):
     """A linear layer: x w + b, [N, n_in] -> [N, nf]. (A convolution of width 1, hence the name.)"""
     with tf.variable_scope(scope):
-        nx = x.shape.as_list()[-1]
-        w = tf.get_variable('w', [1, nx, nf],
+        w = tf.get_variable('w', [1, x.shape.as_list()[-1], nf],
                             initializer=tf.random_normal_initializer(stddev=w_init_stdev))
         b = tf.get_variable('b', [nf], initializer=tf.zeros_initializer())
         return tf.nn.bias_add(matmul(x, tf.squeeze(w, axis=0)), b)
 
 
 def causal_mask(n_queries, n_keys):
-    """[S, T]: 0 where a query may look, MASKED where the key lies in its future.
-
-    The queries are the last n_queries of n_keys positions.
-    """
+    """[S, T]: MASKED where a key is later than a query, else 0; the queries are the last keys."""
     query = tf.range(n_keys - n_queries, n_keys)[:, tf.newaxis]
     key = tf.range(n_keys)[tf.newaxis, :]
     return MASKED * tf.cast(key > query, tf.float32)
@@ -118,10 +114,8 @@ def attention(q, k, v, mask, drop=identity):
 def attn(x, scope, n_state, *, attend, hparams, drop=identity):
     """Self-attention of several heads: x [N, E] -> [N, E].
 
-    Args:
-      attend: a function from the queries, keys and values of these positions, [N, 3E], to what
-        the heads attend to, [N, E]. It knows the keys and values of other positions.
-      hparams, drop: as in `transformer`.
+    `attend` is a function from the queries, keys and values of these positions, [N, 3E], to what
+    the heads attend to, [N, E]. It knows the keys and values of other positions.
     """
     with tf.variable_scope(scope):
         c = conv1d(x, 'c_attn', 3 * n_state)
@@ -139,12 +133,7 @@ def mlp(x, scope, n_state, *, hparams, drop=identity):
 
 
 def block(x, scope, *, attend, hparams, drop=identity):
-    """One layer of the transformer: x [N, E] -> [N, E].
-
-    Args:
-      attend: as in `attn`.
-      hparams, drop: as in `transformer`.
-    """
+    """One layer of the transformer: x [N, E] -> [N, E]; `attend` is as in `attn`."""
     with tf.variable_scope(scope):
         n_embd = x.shape.as_list()[-1]
         x += attn(norm(x, 'ln_1'), 'attn', n_embd, attend=attend, hparams=hparams, drop=drop)
@@ -153,11 +142,8 @@ def block(x, scope, *, attend, hparams, drop=identity):
 
 
 def residual_stdev(hparams):
-    """Standard deviation of the initial weights of the layers whose output is added to x.
-
-    There are 2L of them. Smaller weights keep the variance of x from growing with the depth.
-    """
-    return 0.02 / math.sqrt(2 * hparams.n_layer)
+    """Standard deviation of the initial weights of the 2L layers whose output is added to x."""
+    return 0.02 / math.sqrt(2 * hparams.n_layer)  # keeps the variance of x from growing
 
 
 def embeddings(hparams):
@@ -177,8 +163,7 @@ def transformer(hparams, X, positions, attend, drop=identity, gradient_checkpoin
     Args:
       positions: int32 [B, S] or [S], counted from the first token of each text.
       attend: a function of a layer's number and `c`, its queries, keys and values of these
-        positions [N, 3E], which returns what the heads attend to [N, E]. The caller decides with
-        it where the keys and values of other positions are.
+        positions [N, 3E], to what the heads attend to [N, E]. It knows those of other positions.
       drop: the dropout to train with, a function from a tensor to one of its shape.
       gradient_checkpointing: whether to keep only the input of each block in memory and compute
         the block again for its gradients (Chen et al. 2016).
@@ -222,11 +207,7 @@ def recompute_gradients(function):
 
 
 def hidden_states(hparams, X, drop=identity, gradient_checkpointing=False):
-    """The transformer on whole texts, from their first tokens: X [B, S] -> [B, S, E].
-
-    Args:
-      drop, gradient_checkpointing: as in `transformer`.
-    """
+    """The transformer on whole texts, from their first tokens: X [B, S] -> [B, S, E]."""
     n_batch, n_seq = shape_list(X)
     mask = causal_mask(n_seq, n_seq)
 
@@ -261,7 +242,6 @@ def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
       hparams: an object with n_vocab, n_ctx, n_embd, n_head and n_layer.
       X: int32 [B, S], ids below n_vocab, at positions P to P + S - 1; P + S <= n_ctx.
       past: None, or float32 [B, L, 2, H, P, D], the `present` of all earlier positions.
-      scope, reuse: of the variables.
 
     Returns:
       A dictionary: `logits` float32 [B, S, V], and `present` float32 [B, L, 2, H, S, D], the

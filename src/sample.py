@@ -33,10 +33,7 @@ DecodeState = collections.namedtuple('DecodeState', 'token position done cache')
 def top_k_logits(logits, k):
     """Keep every logit at least as large as the row's k-th largest; [B, V] in and out.
 
-    Args:
-      k: 0 keeps all logits.
-
-    Raises ValueError if k is a number larger than the vocabulary.
+    k 0 keeps all. Raises ValueError if k is a number larger than the vocabulary.
     """
     n_vocab = logits.shape.as_list()[-1]
     if not tf.is_tensor(k) and n_vocab is not None and np.max(k) > n_vocab:
@@ -55,10 +52,7 @@ def top_p_logits(logits, p):
 
     Nucleus sampling (Holtzman et al. 2019). A token stays if and only if all probabilities
     larger than its own sum to less than p. So the token that crosses p stays, equals stay or go
-    together, and at least one token always stays.
-
-    Args:
-      p: 0 and 1 keep all logits.
+    together, and at least one token always stays. p 0 and p 1 keep all logits.
     """
     def select():
         limit = tf.maximum(row_values(p), 1e-30)  # what float32 rounds to 0 keeps the likeliest
@@ -75,17 +69,12 @@ def top_p_logits(logits, p):
 def larger_ones_below(limit, values, weights):
     """Return where the weights of all strictly larger values of the row sum to less than a limit.
 
+    limit [B, 1] or [1, 1], above 0, values and weights [B, V], all float32 -> bool [B, V]
+
     Exact, without sorting: as integers, the bits of floats have the same order, if the magnitude
     of a negative float is taken with its sign. The smallest value for which it is true is found
     digit by digit, from the top: weights are summed for each value of the digit, then those of all
     larger digits, and the digit is the smallest with less than the limit above it.
-
-    Args:
-      limit: float32 [B, 1] or [1, 1], above 0.
-      values, weights: float32 [B, V].
-
-    Returns:
-      bool [B, V].
     """
     bits = tf.bitcast(values, tf.int32)
     keys = tf.where(bits < 0, -2**31 - bits, bits)  # [B, V]; of -0.0 it is 0, as of 0.0
@@ -95,12 +84,11 @@ def larger_ones_below(limit, values, weights):
     for shift, n_values, lowest in ((20, 2**12, -2**11), (10, 2**10, 0), (0, 2**10, 0)):
         prefix = tf.bitwise.right_shift(keys, shift)  # the sign stays
         digits = prefix - lowest if lowest else tf.bitwise.bitwise_and(prefix, n_values - 1)
+        counted = weights
         if not lowest:  # only the values that agree with the digits found so far
             agree = tf.equal(tf.bitwise.right_shift(keys, shift + 10),
                              tf.bitwise.right_shift(smallest, shift + 10)[:, tf.newaxis])
             counted = tf.where(agree, weights, tf.zeros_like(weights))
-        else:
-            counted = weights
         sums = tf.unsorted_segment_sum(counted, digits + rows[:, tf.newaxis] * n_values,
                                        n_batch * n_values)
         larger = above[:, tf.newaxis] + tf.cumsum(
@@ -130,8 +118,7 @@ def process_logits(logits, temperature=1, top_k=0, top_p=1):
 def sample_token(logits, uniforms, temperature=1, top_k=0, top_p=1):
     """Choose the next token of each row, [B, V] -> int32 [B]; temperature 0 takes the likeliest.
 
-    Args:
-      uniforms: float32 [B, 2R] as in `gumbel_sample`; not used at temperature 0.
+    The uniforms, float32 [B, 2R] as in `gumbel_sample`, are not used at temperature 0.
     """
     likeliest = tf.argmax(logits, axis=-1, output_type=tf.int32)
 
@@ -147,11 +134,9 @@ def gumbel_sample(logits, uniforms):
 
     By the Gumbel-max trick: the argmax of logits + Gumbel noise is a draw from their softmax.
     With the vocabulary in a grid of R rows, a row is drawn from the rows' total weights first,
-    then a column within it, which takes 2R random numbers, not V. No sum over the vocabulary is
-    compared with a random number, so rounding almost never changes a token.
-
-    Args:
-      uniforms: float32 [B, 2R], between 0 and 1, both excluded.
+    then a column within it, which takes 2R random numbers, not V: the uniforms, float32 [B, 2R],
+    between 0 and 1, both excluded. No sum over the vocabulary is compared with a random number, so
+    rounding almost never changes a token.
     """
     n_vocab = logits.shape.as_list()[-1]
     side = grid_side(n_vocab)
@@ -166,13 +151,10 @@ def gumbel_sample(logits, uniforms):
 
 
 def token_logprobs(logits, token, temperature=1, top_k=0, top_p=1):
-    """Return the log probabilities of sampled tokens, float32 [B, 2].
+    """Return the log probabilities of sampled tokens, int32 [B] -> float32 [B, 2].
 
     First under the model itself, then under the distribution that `sample_token` drew from. (At
     temperature 0 there was no choice: the second is 0.)
-
-    Args:
-      token: int32 [B].
     """
     def log_probability(logits):  # in float64, so that rounding hides which row it was computed in
         logits = tf.cast(logits, tf.float64)
@@ -227,30 +209,22 @@ def cond(predicate, true_fn, false_fn):
 # From tokens to logits, with a KV cache
 
 def empty_cache(hparams, batch_size, n_positions):
-    """Return a cache of zeros for `n_positions`, in memory that is shared with nothing else.
-
-    (tf.zeros may return one shared constant, and writing in place would change it everywhere.)
-    """
+    """Return a cache of zeros for `n_positions`, in memory that is shared with nothing else."""
+    # tf.zeros may return one shared constant, and writing in place would change it everywhere.
     shape = [batch_size, hparams.n_head, n_positions, hparams.n_embd // hparams.n_head]
     return [tuple(tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True) for _ in 'kv')
             for _ in range(hparams.n_layer)]
 
 
 def cache_indices(cached, positions):
-    """Return the indices of positions [B, S] in cached [B, H, T, D] flattened to [B H T, D].
-
-    (B may be 1 in positions, for all rows.) The result is int32 [B, H, S].
-    """
+    """Positions [B, S] or [1, S] -> indices [B, H, S] in cached [B, H, T, D] as [B H T, D]."""
     n_batch, n_head, n_positions, _ = model.shape_list(cached)
     first = tf.reshape(tf.range(n_batch * n_head) * n_positions, [n_batch, n_head, 1])
     return first + positions[:, tf.newaxis, :]
 
 
 def write_cache(cached, indices, vectors):
-    """Write vectors [B, H, S, D] into cached [B, H, T, D] at `cache_indices`, in place.
-
-    Returns the cache with them. Whoever reads it must read this result.
-    """
+    """Write vectors [B, H, S, D] into cached [B, H, T, D], in place; read only the result."""
     shape = model.shape_list(cached)
     written = tf.raw_ops.InplaceUpdate(x=tf.reshape(cached, [-1, shape[-1]]),
                                        i=tf.reshape(indices, [-1]),
@@ -261,13 +235,10 @@ def write_cache(cached, indices, vectors):
 def forward(hparams, tokens, positions, cache):
     """Read tokens int32 [B, S], the next ones of each row, at positions int32 [B, S].
 
-    A row attends to its own earlier positions only: cache positions after a query get weight
-    exactly zero, whatever they hold. As the cache is written in place, a later call must depend
-    on the output of this one, as the next token does.
-
-    Returns:
-      The hidden states, float32 [B, S, E] (`model.lm_head` makes logits of them), and the cache
-      with the keys and values of these tokens.
+    Returns the hidden states, float32 [B, S, E] (`model.lm_head` makes logits of them), and the
+    cache with the keys and values of these tokens. A row attends to its own earlier positions only:
+    cache positions after a query get weight exactly zero, whatever they hold. As the cache is
+    written in place, a later call must depend on the output of this one, as the next token does.
     """
     n_batch, n_seq = model.shape_list(tokens)
     cached = cache[0][0]
@@ -287,14 +258,10 @@ def forward(hparams, tokens, positions, cache):
 
 
 def prefill(hparams, tokens, lengths, cache):
-    """Read all but the last of each row's first tokens; `decode` starts from the last.
+    """Read all but the last of each row's first tokens; return the DecodeState to decode from.
 
-    Args:
-      tokens: int32 [B, S], each row's text, padded with any token.
-      lengths: int32 [B], the lengths of the texts, 1 to S.
-
-    Returns:
-      The DecodeState to decode from.
+    `tokens` int32 [B, S] holds each row's text, padded with any token; the `lengths` of the texts
+    are int32 [B], 1 to S.
     """
     n_batch, n_seq = model.shape_list(tokens)
     positions = tf.tile(tf.range(n_seq - 1)[tf.newaxis], [n_batch, 1])

@@ -622,5 +622,5 @@ def test_the_shape_of_124m_scores_real_texts_as_in_transformers(tf, tmp_path):
     directory = tmp_path / '124M'
     reference.write_checkpoint(directory, shape, reference.random_weights(shape, seed=0),
                                vocabulary_dir=os.path.join(DATA, 'gpt2-vocab'))
-    check_against_transformers(directory, tmp_path, stride=1024, n_bytes=50000, n_passages=200)
+    check_against_transformers(directory, tmp_path, stride=1024, n_bytes=20000, n_passages=60)
     shutil.rmtree(str(directory))

@@ -1,11 +1,9 @@
-"""The Python interface of GPT-2, with src/ on the path.
+"""The Python interface of GPT-2, and all that is behind its commands. With src/ on the path:
 
     import gpt2
     with gpt2.load('124M') as model:
         for sample in model.generate('Once upon a time', nsamples=3, length=40):
             print(sample.text)
-
-Everything behind the commands is in this package; see README for what is where.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""The Python interface: a model that is loaded once, then generates and scores with any options.
-
-It raises the errors of `gpt2.errors`, with the messages that the commands print.
-"""
+"""The Python interface: a model, loaded once, that generates and scores with any options."""
 
 import collections
 import dataclasses
@@ -47,11 +44,8 @@ def load(model_name: str = '124M', models_dir: str = 'models', engine: str = 'au
          dtype: str = 'float32') -> 'Model':
     """Open a model by the name of its folder in models_dir. Weights are loaded when needed.
 
-    Args:
-      engine, dtype: what generates, as in `gpt2.sampling.options.EngineOptions`.
-
-    Raises ModelError if the model is missing or damaged, and UsageError if an option cannot be
-    used.
+    `engine` and `dtype` say what generates, as in `gpt2.sampling.options.EngineOptions`. Raises
+    ModelError if the model is missing or damaged, and UsageError if an option cannot be used.
     """
     options = ModelOptions(model_name=model_name, models_dir=models_dir)
     return Model(open_model_dir(options.model_name, options.models_dir),
@@ -80,7 +74,7 @@ class Model:
 
     def generate(self, prompts: Union[None, Prompt, Sequence[Prompt]] = None, nsamples: int = 1,
                  batch_size: int = 8, **options) -> List[Sample]:
-        """Continue a prompt, or each of several, or write from scratch.
+        """Continue each prompt, or write from scratch; return the samples, prompt by prompt.
 
         Args:
           prompts: a text, a list of token ids, a list of those, or None for texts from scratch.
@@ -88,9 +82,6 @@ class Model:
           batch_size: samples made at the same time. It changes only the speed.
           options: seed, length, temperature, top_k, top_p, stop, stop_at, keep and logprobs, as in
             GenerationOptions and SamplingOptions. A seed is drawn if there is none.
-
-        Returns:
-          The samples, prompt by prompt.
 
         Raises UsageError if an option or a prompt cannot be used.
         """
@@ -110,10 +101,8 @@ class Model:
     def score(self, text: Prompt, stride: Optional[int] = None) -> Score:
         """Return how likely the model finds a text that begins a document.
 
-        Args:
-          text: a text or token ids.
-          stride: tokens that the window advances by if the text is longer, 1 to n_ctx. A larger
-            one is faster, and gives the tokens after the first window less context. (Default: 32.)
+        On a text that is longer, the window advances by `stride` tokens, 1 to n_ctx (default: 32).
+        A larger stride is faster, and gives the tokens after the first window less context.
         """
         tokens = self._encode(text)
         stride = min(32, self.hparams.n_ctx) if stride is None else stride
@@ -159,9 +148,8 @@ class Model:
         generation = generation.fit_model(n_ctx, n_ctx // 2 if conditional else n_ctx).with_seed()
         if self._decoder is None:
             self._decoder = open_decoder(self._model_dir, self._engine.engine, self._engine.dtype)
-        return generation.seed, batching.generate(
-            self._decoder, self.encoder, enumerate(prompts), generation, sampling,
-            batch_size=batch_size)
+        return generation.seed, batching.generate(self._decoder, self.encoder, enumerate(prompts),
+                                                  generation, sampling, batch_size=batch_size)
 
     def _open_scorer(self):
         if self._scorer is None:
@@ -177,10 +165,7 @@ def is_list_of_prompts(prompts):
 
 
 def split_options(options, *classes):
-    """Return an object of each Options class, made from a dict of options.
-
-    Raises UsageError if no class has an option of that name, or it has an unusable value.
-    """
+    """Make an object of each Options class from a dict of options. Raises UsageError."""
     names = [[field.name for field in dataclasses.fields(cls)] for cls in classes]
     known = sum(names, [])
     for name in options:

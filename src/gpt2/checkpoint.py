@@ -5,15 +5,9 @@ import glob
 import os
 import re
 
-from gpt2 import files, runtime
+from gpt2 import files, model_dir, runtime
 from gpt2.errors import ModelError
-from gpt2.model_dir import (
-    SUFFIXES,
-    VOCABULARY,
-    read_checkpoint_state,
-    weight_shapes,
-    weights_prefix,
-)
+from gpt2.model_dir import SUFFIXES, read_checkpoint_state
 
 
 def model_weights():
@@ -21,15 +15,13 @@ def model_weights():
     return runtime.import_tensorflow().trainable_variables('model/')
 
 
-# Reading
-
 def restore(session, directory):
     """Restore the weights of the graph's model into a session. No initializer needs to run.
 
     Raises ModelError if the checkpoint lacks a weight, has it in another shape, or is damaged.
     """
     tf = runtime.import_tensorflow()
-    prefix = weights_prefix(directory)
+    prefix = model_dir.weights_prefix(directory)
     weights = model_weights()
     with translate_errors(prefix):
         shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
@@ -38,15 +30,12 @@ def restore(session, directory):
 
 
 def open_weights(prefix, hparams):
-    """Open the weights of a checkpoint to read them one at a time, without a graph.
-
-    Returns:
-      A function from the name of a weight to its value, a float32 array.
+    """Return a function from the name of a weight to its value, a float32 array, without a graph.
 
     Raises ModelError as `restore`; the function, too, where it finds damage.
     """
     tf = runtime.import_tensorflow()
-    expected = dict(weight_shapes(hparams))
+    expected = dict(model_dir.weight_shapes(hparams))
     with translate_errors(prefix):
         reader = tf.train.load_checkpoint(prefix)
         check_shapes(prefix, reader.get_variable_to_shape_map(), expected)
@@ -75,34 +64,27 @@ def translate_errors(prefix):
 
 
 def check_shapes(prefix, shapes, expected):
-    """Raise ModelError unless the model's weights have the expected shapes, dicts by name.
-
-    Other variables may be there (an optimizer's), but no layer that the model does not have.
-    """
+    """Raise ModelError unless the model's weights have the expected shapes, dicts by name."""
     for name, shape in expected.items():
         if shapes.get(name) != shape:
             raise ModelError(f'{prefix}.index: {name} has shape {shapes.get(name, "none")}, but '
                              f'hparams.json calls for {shape}; they belong to different models')
+    # Other variables may be there (an optimizer's), but no layer that the model does not have.
     for name in sorted(shapes):
         if re.fullmatch(r'model/h\d+/ln_1/g', name) and name not in expected:
             raise ModelError(f'{prefix}.index has {name}, but hparams.json calls for no such '
                              'layer; they belong to different models')
 
 
-# Writing
-
 def save(session, saver, directory, source):
     """Write the session's model as a model directory, or into one that was written before.
 
-    The new weights are written under a name of their own first, so `checkpoint` names complete
-    weights whenever this is interrupted.
-
-    Args:
-      saver: a tf.train.Saver of `model_weights()`.
-      source: the directory to copy hparams.json and the vocabulary from.
+    `saver` is a tf.train.Saver of `model_weights()`; hparams.json and the vocabulary are copied
+    from the directory `source`. The new weights are written under a name of their own first, so
+    `checkpoint` names complete weights whenever this is interrupted.
     """
     os.makedirs(directory, exist_ok=True)
-    for name in ('hparams.json',) + VOCABULARY:
+    for name in ('hparams.json',) + model_dir.VOCABULARY:
         files.copy_file(os.path.join(source, name), os.path.join(directory, name))
     if os.path.exists(os.path.join(directory, 'checkpoint')):
         promote(directory)

@@ -18,19 +18,15 @@ import fire
 from gpt2.errors import OptionError, UsageError, UserError
 from gpt2.options import SWITCH
 
-NO_SEPARATOR = ['--', '--separator=\0']  # makes Fire take a bare - for an ordinary value
-
 
 def run(command, *option_classes, argv=None):
     """Run a script's function as its command line, with a flag for each parameter.
 
-    Exit statuses: 0; 1 after a UserError or an OSError; 2 after a UsageError; 130 after Ctrl-C.
+    The docstring of `command` begins the help. For each parameter one of the Options classes has a
+    field of that name, which gives the type and the help of the flag. If `argv` is None, it is that
+    of the process.
 
-    Args:
-      command: the function. Its docstring begins the help.
-      option_classes: Options classes. For each parameter one of them has a field of that name,
-        which gives the type and the help of the flag.
-      argv: the arguments; those of the process if None.
+    Exit statuses: 0; 1 after a UserError or an OSError; 2 after a UsageError; 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     options = {field.name: field for option_class in reversed(option_classes)
@@ -73,13 +69,10 @@ def fail(error, status):
     sys.exit(status)
 
 
-# Arguments
-
 def parse(command, options, argv):
     """Return the arguments of a command line by name, or None if it asks for help.
 
-    Raises UsageError if an unknown flag, a flag without its value, or too many or too few
-    arguments.
+    Raises UsageError for an unknown flag, a missing value, or too many or too few arguments.
     """
     parameters = inspect.signature(command).parameters
     if '--help' in argv:
@@ -150,34 +143,27 @@ def record(parameters, argv):
         left_over.extend(values)
 
     take.__signature__ = signature
-    fire.Fire(take, command=[*argv, *NO_SEPARATOR])
+    fire.Fire(take, command=[*argv, '--', '--separator=\0'])  # a bare - is an ordinary value
     return texts, left_over
 
 
-# Help
-
 def help_text(command, options):
     """Return the help of a command: its docstring, and a paragraph for each flag."""
-    parameters = inspect.signature(command).parameters.values()
-    rows = [(flag_name(parameter), flag_help(parameter, options[parameter.name]))
-            for parameter in parameters]
+    rows = [help_row(parameter, options[name])
+            for name, parameter in inspect.signature(command).parameters.items()]
     width = max(len(name) for name, _ in rows) + 2
     wrap = functools.partial(textwrap.fill, width=100, subsequent_indent=' ' * width)
     return '\n'.join([inspect.getdoc(command), ''] + [wrap(f'{name:{width}}{text}')
                                                       for name, text in rows])
 
 
-def flag_name(parameter):
-    """Return how a parameter is written in the help: NAME if it is required, else --name."""
-    is_required = parameter.default is parameter.empty
-    return parameter.name.upper() if is_required else f'--{parameter.name}'
-
-
-def flag_help(parameter, field):
-    """Return the help of a flag, with its default and its alias."""
+def help_row(parameter, field):
+    """Return a flag, NAME if it is required, else --name, and its help with default and alias."""
+    name, default = parameter.name, parameter.default
     text, alias = field.metadata['help'], field.metadata['alias']
-    if parameter.default is True:
-        text += f' (default; --no{parameter.name} turns it off)'
-    elif parameter.default is not False and parameter.default not in (parameter.empty, None):
-        text += f' (default: {parameter.default})'
-    return text + (f'; also --{alias}' if alias else '')
+    if default is True:
+        text += f' (default; --no{name} turns it off)'
+    elif default is not False and default not in (parameter.empty, None):
+        text += f' (default: {default})'
+    flag = name.upper() if default is parameter.empty else f'--{name}'
+    return flag, text + (f'; also --{alias}' if alias else '')

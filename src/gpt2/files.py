@@ -129,8 +129,6 @@ def lock(file):
         return True
 
 
-# JSON
-
 def parse_object(line, *fields):
     """Return the JSON object in UTF-8 bytes or a text. Its values of these fields must be texts.
 

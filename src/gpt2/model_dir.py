@@ -46,10 +46,7 @@ class ModelDir:
 def open_model_dir(model_name, models_dir, weights=True):
     """Open a model directory and check all that can be checked without TensorFlow.
 
-    Args:
-      weights: whether it must have weights.
-
-    Raises ModelError if the directory or a file is missing or malformed.
+    Raises ModelError if a file is missing or malformed. It may lack weights if `weights` is False.
     """
     path = os.path.join(models_dir, model_name)
     if not model_name or not os.path.isdir(path):
@@ -94,13 +91,8 @@ def one_line(error):
     return ' '.join(str(error).split())
 
 
-# Sizes
-
 def read_hparams(path):
-    """Return the sizes in an hparams.json, an object with an int of each name.
-
-    Raises ModelError if the file is missing or malformed, or its numbers make no model.
-    """
+    """Return the sizes in an hparams.json, an object with an int of each. Raises ModelError."""
     hparams = read_json(path)
     check_sizes(path, hparams, HPARAMS)
     return types.SimpleNamespace(**hparams)
@@ -117,10 +109,7 @@ def read_json(path):
 
 
 def check_sizes(path, values, names):
-    """Raise ModelError unless a file's values of these names are the sizes of a model.
-
-    Two of the names are n_embd and n_head.
-    """
+    """Raise ModelError unless `values` of `names` (n_embd and n_head among them) make a model."""
     for name in names:
         if name not in values:
             raise ModelError(f'{path} lacks {name}; download the model again')
@@ -162,13 +151,8 @@ def parameter_count(hparams):
     return (hparams.n_vocab + hparams.n_ctx + 2) * width + hparams.n_layer * per_layer
 
 
-# Weights
-
 def read_checkpoint_state(directory):
-    """Return the name of the weights that the file `checkpoint` of a directory gives.
-
-    Raises OSError if the file cannot be read, and ModelError if it names nothing.
-    """
+    """Return the name of the weights that `checkpoint` gives. Raises OSError or ModelError."""
     path = os.path.join(directory, 'checkpoint')
     with open(path, encoding='utf-8-sig', errors='replace') as file:
         named = re.search(r'^\s*model_checkpoint_path\s*:\s*"(.+)"', file.read(), re.MULTILINE)
@@ -178,10 +162,7 @@ def read_checkpoint_state(directory):
 
 
 def weights_prefix(directory):
-    """Return the path of a model's weights without the suffixes of their files.
-
-    Raises ModelError if `checkpoint` is missing or names nothing, or the weights are missing.
-    """
+    """Return the path of a model's weights without suffix. Raises ModelError if one is missing."""
     try:
         prefix = os.path.join(directory, read_checkpoint_state(directory))
     except OSError as error:

@@ -35,8 +35,8 @@ def whole(minimum, maximum=LARGEST_INT):
 
 def number(wanted, accepts):
     """Return the Kind of the finite numbers that `accepts` is true of; `wanted` says which."""
-    return Kind(f'a number {wanted}', lambda value: is_number(value, numbers.Real)
-                and is_finite(value) and accepts(value), parse_float)
+    return Kind(f'a number {wanted}',
+                lambda value: is_number(value, numbers.Real) and accepts(value), parse_float)
 
 
 def choice(*values):
@@ -45,14 +45,9 @@ def choice(*values):
 
 
 def is_number(value, kind):
-    """Return whether a value is a number of this kind; True and False are not."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def is_finite(value):
-    """Return whether a number is finite as a float."""
+    """Return whether a value is a number of this kind, finite as a float; a bool is not."""
     try:
-        return math.isfinite(value)
+        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an int that is too large for a float
         return False
 
@@ -76,29 +71,20 @@ def is_unicode(text):
     return not re.search('[\ud800-\udfff]', text)
 
 
-def parse_utf8(text):
-    """Return an argument of the command line read as UTF-8, whatever the locale."""
-    return os.fsencode(text).decode('utf-8', 'surrogateescape')
-
-
 TEXT = Kind('a text in UTF-8, and not empty',
-            lambda value: isinstance(value, str) and value != '' and is_unicode(value), parse_utf8)
+            lambda value: isinstance(value, str) and value != '' and is_unicode(value),
+            lambda text: os.fsencode(text).decode('utf-8', 'surrogateescape'))  # in any locale
 PATH = Kind('a path', lambda value: isinstance(value, (str, os.PathLike)), str)
 SWITCH = Kind('True or False', lambda value: isinstance(value, bool),
               lambda text: {'True': True, 'False': False}.get(text, text))
 
 
 def option(default, kind, text, alias=None):
-    """Declare a field of an Options class.
+    """Declare a field of an Options class; if its default is None, it also accepts None.
 
-    Args:
-      default: its default. A field whose default is None also accepts None.
-      kind: the Kind of its values.
-      text: its help on the command line.
-      alias: a second name of its flag.
+    `kind` is the Kind of its values, `text` its help, and `alias` a second name of its flag.
     """
-    return dataclasses.field(default=default,
-                             metadata={'kind': kind, 'help': text, 'alias': alias})
+    return dataclasses.field(default=default, metadata={'kind': kind, 'help': text, 'alias': alias})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +94,6 @@ class Options:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), field.metadata['kind']
-            if value is None and field.default is None:
-                continue
-            if not kind.accepts(value):
+            is_left_out = value is None and field.default is None
+            if not is_left_out and not kind.accepts(value):
                 raise OptionError(field.name, f'must be {kind.wanted}, not {reprlib.repr(value)}')

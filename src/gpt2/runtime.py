@@ -18,10 +18,7 @@ def processors():
 
 @functools.lru_cache(maxsize=None)
 def import_tensorflow():
-    """Import TensorFlow without its start-up messages and return it.
-
-    Raises UserError if it is not installed.
-    """
+    """Return TensorFlow, imported without its start-up messages, or raise UserError."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     warnings.simplefilter('ignore')
     try:
@@ -36,13 +33,10 @@ def import_tensorflow():
 
 @contextlib.contextmanager
 def default_sigint():
-    """Let Ctrl-C end the process at once: some imports swallow a KeyboardInterrupt.
-
-    Only the main thread can set this; in another thread nothing changes.
-    """
+    """Let Ctrl-C end the process at once: some imports swallow a KeyboardInterrupt."""
     try:
         handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    except ValueError:
+    except ValueError:  # only the main thread can set this
         yield
         return
     try:

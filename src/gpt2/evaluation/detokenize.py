@@ -34,18 +34,16 @@ OPENING = r'[("\[]|[A-Za-z]{0,2}[$£¥#]'  # stands right before a word
 # Whatever ends in one of these keeps its dot: letters with dots, and common abbreviations.
 ABBREVIATION = re.compile(
     r'(?:^|(?<=[\s("\[-]))(?:(?:[A-Z]\.)*[A-Z]|No|Nos|St|Col|Gen|Dr|Mr|Mrs|Ms|Sr|Jr|Lt|Sgt|Capt|'
-    r'Maj|Adm|Prof|Rev|Gov|Sen|Sens|Rep|Reps|Hon|Pres|vs|Inc|Bros|Co|Corp|Ltd|pp|al|etc|Ph\.D|'
-    r'Jan|Feb|Aug|Sept|Oct|Nov|Dec|Calif|Conn|Mass|Mich|Fla|Pa|Va|Ga|Ill|Tex|Ave)\.$',
-    re.IGNORECASE)
+    r'Maj|Adm|Prof|Rev|Gov|Sens?|Reps?|Hon|Pres|vs|Inc|Bros|Co|Corp|Ltd|pp|al|etc|Ph\.D|Jan|'
+    r'Feb|Aug|Sept|Oct|Nov|Dec|Calif|Conn|Mass|Mich|Fla|Pa|Va|Ga|Ill|Tex|Ave)\.$', re.IGNORECASE)
 
 
 def detokenize_lines(lines, style):
     """Return the de-tokenized lines, and the number of those that had to stay as they are."""
     texts = [detokenize(line, style) for line in lines]
-    lossy = [i for i, line in enumerate(lines) if tokenize(texts[i], style) != line]
-    for i in lossy:
-        texts[i] = lines[i]
-    return texts, len(lossy)
+    exact = [tokenize(text, style) == line for text, line in zip(texts, lines)]
+    texts = [text if same else line for text, line, same in zip(texts, lines, exact)]
+    return texts, exact.count(False)
 
 
 def detokenize(line, style):

@@ -37,13 +37,11 @@ def rolling_windows(n_tokens, n_ctx, stride, first):
     tokens later, 1 to n_ctx, and scores those that no earlier one has: `stride` of them, or what is
     left. So a token beyond the first window has more than n_ctx - stride tokens before it.
     """
-    start = 0
-    while first < n_tokens:
+    for start in range(0, n_tokens, stride):
         end = min(start + n_ctx, n_tokens - 1)
         if first <= end:
             yield Window(start, end, first)
             first = end + 1
-        start += stride
 
 
 def check_stride(stride, n_ctx):
@@ -54,11 +52,8 @@ def check_stride(stride, n_ctx):
 
 
 def batches(windows, n_tokens):
-    """Yield lists of windows that have up to n_tokens together.
-
-    Windows of similar length share a batch. The longest come first: if there is too little memory
-    for one, that shows at once.
-    """
+    """Yield lists of windows of similar length that have up to n_tokens together."""
+    # The longest come first: if there is too little memory for one, that shows at once.
     windows = sorted(windows, key=lambda window: window.start - window.end)
     while windows:
         n = max(1, n_tokens // (windows[0].end - windows[0].start))
@@ -160,8 +155,7 @@ def token_scores(logits, targets, allowed):
     logits share the better rank. A filtered rank counts only the allowed [V] among those tokens.
     """
     tf = runtime.import_tensorflow()
-    indices = tf.stack([tf.range(tf.size(targets)), targets], axis=-1)
-    target_logits = tf.gather_nd(logits, indices)  # [M]
+    target_logits = tf.gather_nd(logits, tf.stack([tf.range(tf.size(targets)), targets], axis=-1))
     larger = logits > target_logits[:, tf.newaxis]  # [M, V]
     ranks = [1 + tf.reduce_sum(tf.cast(counted, tf.int32), axis=-1)
              for counted in (larger, larger if allowed is None else larger & allowed)]

@@ -21,8 +21,6 @@ Question = collections.namedtuple('Question', 'context choices rest answer')
 # line end is one, and the numbers of lines that had to stay as distributed and of all lines.
 Corpus = collections.namedtuple('Corpus', 'texts n_words n_raw n_lines')
 
-STRAIGHT_QUOTES = str.maketrans('\u2018\u2019\u201c\u201d', '\'\'""')
-
 
 def read_lines(path):
     """Return the lines of a UTF-8 file without their line ends. Raises UserError."""
@@ -81,7 +79,7 @@ def read_lambada(path, limit=None, raw=False):
     for number, line in enumerate(read_lines(path)[:limit], 1):
         text = parse_line(path, number, line)['text'].strip()
         if not raw:
-            text = '\n' + text.translate(STRAIGHT_QUOTES)
+            text = '\n' + text.translate(str.maketrans('\u2018\u2019\u201c\u201d', '\'\'""'))
         if len(text.split()) < 2:
             raise bad_line(path, number, 'the passage has fewer than two words')
         start = re.search(r' ?\S+$', text).start()
@@ -92,9 +90,8 @@ def read_lambada(path, limit=None, raw=False):
 def read_cbt(path, limit=None, raw=False):
     """Read Children's Book Test (Hill et al. 2016), `cbtest_{CN,NE}_valid_2000ex.txt`: Questions.
 
-    A question has twenty lines of context with a number before each, and a line `21 SENTENCE` with
-    XXXXX for the missing word, then a tab, the answer, two tabs, and ten choices with | between.
-    Blank lines separate the questions.
+    A question has twenty numbered lines of context, and a line `21 SENTENCE` with XXXXX for the
+    missing word, a tab, the answer, two tabs, and ten choices with | between. A blank line follows.
     """
     questions, sentences = [], []
     lines = read_lines(path)

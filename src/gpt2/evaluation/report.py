@@ -41,32 +41,25 @@ def score_documents(model_dir, documents, options):
 
 def summarize(tokens, scores, n_bytes):
     """Return the figures of one document, see the help of evaluate.py; None for an empty one's."""
-    total = total_log_prob(scores)
-    n = len(tokens)
+    total, n = total_log_prob(scores), len(tokens)
     classes = np.searchsorted(RANK_LIMITS, scores.ranks)
     counts = np.bincount(classes, minlength=len(RANK_CLASSES)).tolist()
-    return {
-        'n_tokens': n,
-        'n_bytes': n_bytes,
-        'total_log_prob': total,
-        'mean_log_prob': total / n if n else None,
-        'perplexity': math.exp(-total / n) if n else None,
-        'bits_per_byte': -total / math.log(2) / n_bytes if n else None,
-        'rank_shares': {name: count / n if n else None
-                        for name, count in zip(RANK_CLASSES, counts)},
-        'tokens': tokens,
-        'log_probs': [float(f'{value:.6g}') for value in scores.log_probs],
-        'ranks': scores.ranks.tolist(),
-    }
+    shares = [count / n if n else None for count in counts]
+    return {'n_tokens': n, 'n_bytes': n_bytes, 'total_log_prob': total,
+            'mean_log_prob': total / n if n else None,
+            'perplexity': math.exp(-total / n) if n else None,
+            'bits_per_byte': -total / math.log(2) / n_bytes if n else None,
+            'rank_shares': dict(zip(RANK_CLASSES, shares)), 'tokens': tokens,
+            'log_probs': [float(f'{value:.6g}') for value in scores.log_probs],
+            'ranks': scores.ranks.tolist()}
 
 
 def page(results, model_dir):
     """Return the page that shows documents, given by their JSON lines."""
     template = pathlib.Path(__file__).with_name('report.html').read_text(encoding='utf-8')
-    return string.Template(template).substitute(
-        model=html.escape(model_dir.name),
-        documents=''.join(article(number, result, model_dir.encoder)
-                          for number, result in enumerate(results, 1)))
+    articles = [article(i, result, model_dir.encoder) for i, result in enumerate(results, 1)]
+    return string.Template(template).substitute(model=html.escape(model_dir.name),
+                                                documents=''.join(articles))
 
 
 def article(number, result, encoder):

@@ -1,5 +1,6 @@
 """Evaluates a model on tasks: prints the table, and keeps the results in a file."""
 
+import contextlib
 import functools
 import json
 import os
@@ -19,10 +20,8 @@ RESULT_KEYS = {'task', 'settings', 'examples', 'seconds', 'measures'}
 
 
 def evaluate(model, options):
-    """Evaluate the model of ModelOptions as EvaluationOptions say. Raises UserError.
-
-    Whatever can be checked is checked before TensorFlow is imported.
-    """
+    """Evaluate the model of ModelOptions as EvaluationOptions say. Raises UserError."""
+    # Whatever can be checked is checked before TensorFlow is imported.
     model_dir = open_model_dir(model.model_name, model.models_dir)
     check_stride(options.stride, model_dir.hparams.n_ctx)
     check_outputs(options.file, options.output, options.html)
@@ -47,13 +46,9 @@ def check_outputs(source, *outputs):
 
 
 def evaluate_tasks(model_dir, options):
-    """Run tasks, print the table row by row, and add the results to the output.
-
-    Raises UserError if a file is malformed, or (once the other tasks are finished) missing.
-    """
-    settings = {'model': model_dir.name, 'weights': weights_digest(model_dir.path),
-                'limit': options.limit, 'stride': options.stride, 'raw': options.raw,
-                'file': options.file}
+    """Run tasks, print the table by rows, add the results to the output. Raises UserError."""
+    settings = dict(model=model_dir.name, weights=weights_digest(model_dir.path),
+                    limit=options.limit, stride=options.stride, raw=options.raw, file=options.file)
     names = list(TASKS) if options.task == 'all' else [options.task]
     results = {result['task']: result for result in read_results(options.output)
                if result['settings'] == settings}
@@ -75,7 +70,7 @@ def evaluate_tasks(model_dir, options):
         if name in results:
             print_result(results[name])
     missing = [f'{name} ({TASKS[name].files[0]})' for name in names if name not in results]
-    if missing:
+    if missing:  # an error only now, when the other tasks are finished
         raise UserError(f'these tasks were not run, as their files are missing from '
                         f'{options.data_dir}: {", ".join(missing)}')
 
@@ -106,14 +101,11 @@ def read_results(path):
     """Return the results in the file of an earlier run; none if there is no such file."""
     if not path or not os.path.exists(path):
         return []
-    try:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         results = json.loads(files.read_bytes(path))
-        is_ours = isinstance(results, list) and all(RESULT_KEYS <= {*result} for result in results)
-    except (ValueError, TypeError, RecursionError):
-        is_ours = False
-    if not is_ours:
-        raise UserError(f'{path} does not hold results of this script; name another --output')
-    return results
+        if isinstance(results, list) and all(RESULT_KEYS <= {*result} for result in results):
+            return results
+    raise UserError(f'{path} does not hold results of this script; name another --output')
 
 
 def print_result(result):

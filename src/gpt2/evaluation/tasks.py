@@ -1,7 +1,6 @@
 """The tasks: the data sets of the paper's zero-shot table, and what is measured on each.
 
-To add a data set, add a row to TASKS, its reader to `readers`, and a line to the help of
-evaluate.py.
+A new data set needs a row in TASKS, a reader in `readers`, and a line in the help of evaluate.py.
 """
 
 import collections
@@ -12,12 +11,10 @@ import numpy as np
 from gpt2.evaluation import readers
 from gpt2.evaluation.loglikelihood import Scores, total_log_prob
 
-# A data set.
-#   files: where it may be in the data folder.
-#   read: its reader, which returns examples.
-#   measure: a function of `score` and the examples, which returns their number and Measures.
-#     `score` is a function from pairs of a context and a target, texts or bytes, to their Scores.
-#   paper: for each measure that the paper has, its figures for PAPER_MODELS.
+# A data set. `files`: where it may be in the data folder; `read`: its reader, which returns the
+# examples; `measure`: a function of `score` and the examples, which returns their number and
+# Measures (`score` is a function from pairs of a context and a target, texts or bytes, to their
+# Scores); `paper`: for each measure that the paper has, its figures for PAPER_MODELS.
 Task = collections.namedtuple('Task', 'files read measure paper')
 
 # A measured figure. `stderr`: the standard error of an accuracy, else None.
@@ -51,12 +48,12 @@ def measure_lambada(score, examples):
     last = [Scores(*(values[-1:] for values in s)) for s in scores]
     measures = []
     for name, targets in [('word', scores), ('last token', last)]:
-        measures += [
-            accuracy(f'accuracy, {name}', [(s.ranks == 1).all() for s in targets]),
-            accuracy(f'accuracy, {name}, stop-word filter',
-                     [(s.filtered_ranks == 1).all() for s in targets]),
-            Measure(f'perplexity, {name}',
-                    math.exp(-np.mean([total_log_prob(s) for s in targets])))]
+        hits = [(s.ranks == 1).all() for s in targets]
+        filtered_hits = [(s.filtered_ranks == 1).all() for s in targets]
+        perplexity = math.exp(-np.mean([total_log_prob(s) for s in targets]))
+        measures += [accuracy(f'accuracy, {name}', hits),
+                     accuracy(f'accuracy, {name}, stop-word filter', filtered_hits),
+                     Measure(f'perplexity, {name}', perplexity)]
     return len(examples), measures
 
 

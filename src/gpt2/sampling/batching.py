@@ -17,28 +17,22 @@ from gpt2.sampling import rng
 
 CHUNK = 16  # tokens at a time where texts may end early, so that no row is idle for longer
 
-# When a text is finished: after `length` new tokens, with the token `token` (or None), or with the
-# bytes `stop_bytes` in its text (b'' for none).
+# What ends a text: `length` new tokens, the id `token` (or None), or `stop_bytes` (b'' for none).
 StopCriteria = collections.namedtuple('StopCriteria', 'length token stop_bytes')
 
 
 class Sequence:
-    """A text as it grows.
+    """A text as it grows, number `index` of the run, from a prompt of ids.
 
-    index: its number in the run.
-    prompt: the ids that it continues.
-    rng: its random generator.
     tokens: the new ids; the last of a finished text may be `<|endoftext|>`.
     logprobs: the two log probabilities of each token, if they are computed.
-    ended: whether a stop criterion other than its length has ended it.
-    done: whether it is finished.
+    done, ended: whether it is finished, and whether by something other than its length.
     """
 
     def __init__(self, index, prompt, generator=None, done=False):
         self.index, self.prompt, self.rng = index, prompt, generator
-        self.tokens, self.logprobs = [], []
+        self.tokens, self.logprobs, self._bytes = [], [], bytearray()
         self.ended, self.done = False, done
-        self._bytes = bytearray()
         self._n_streamed = self._n_stable = 0  # bytes that were streamed, and that may be
         self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
 
@@ -48,24 +42,19 @@ class Sequence:
         return self._bytes.decode('utf-8', 'replace')
 
     def stream(self):
-        """Return the text since the last call.
-
-        Half a character is held back, and so is what may become part of `stop_at`.
-        """
+        """Return the text since the last call; hold back half a character or half a `stop_at`."""
         new, self._n_streamed = self._bytes[self._n_streamed:self._n_stable], self._n_stable
         return self._decoder.decode(new, self.done)
 
     def append(self, token, token_bytes, criteria):
         """Add a token to a text that is not finished."""
         self.tokens.append(token)
-        if token == criteria.token:
-            self.ended = True
-        else:
+        self.ended = token == criteria.token
+        if not self.ended:
             self._append_bytes(token_bytes, criteria.stop_bytes)
         self.done = self.ended or len(self.tokens) == criteria.length
-        self._n_stable = len(self._bytes)
-        if criteria.stop_bytes and not self.done:
-            self._n_stable -= partial_stop(self._bytes, criteria.stop_bytes)
+        n_held = 0 if self.done else partial_stop(self._bytes, criteria.stop_bytes)
+        self._n_stable = len(self._bytes) - n_held
 
     def _append_bytes(self, token_bytes, stop_bytes):
         first = max(0, len(self._bytes) - len(stop_bytes) + 1)  # where a stop may begin
@@ -83,19 +72,15 @@ def partial_stop(text, stop_bytes):
 
 def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=False,
              chunk_seconds=0.5):
-    """Continue each prompt, batch_size at a time.
+    """Continue prompts, an iterable of (index, ids), batch_size at a time.
 
     A text depends on the seed, its index and its prompt alone. Neither its neighbours nor its row
     change a bit of it, as long as the batch has the same size.
 
     Args:
-      decoder: a Decoder.
-      prompts: an iterable of (index, ids).
       options: GenerationOptions with seed, length and keep.
-      sampling: SamplingOptions.
       fill: whether the batch has batch_size rows even if there are fewer texts.
-      chunk_seconds: about how long it takes, at most, until a text shows progress. The first
-        token comes as soon as it is made.
+      chunk_seconds: about the longest time without progress; the first token is shown at once.
 
     Yields:
       A list of Sequences in the order of the prompts: all that were admitted, without those that
@@ -131,14 +116,13 @@ def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=F
 def admit(decoder, rows, waiting, batch_size, fill):
     """Give each row whose text is finished a waiting one. Return those that were admitted."""
     free = [row for row, sequence in enumerate(rows) if sequence.done]
-    if len(free) == len(rows):  # a new batch
-        new = list(itertools.islice(waiting, batch_size))
+    is_new_batch = len(free) == len(rows)
+    new = list(itertools.islice(waiting, batch_size if is_new_batch else len(free)))
+    if is_new_batch:
         n_rows = batch_size if fill and new else len(new)
         free, rows[:] = list(range(n_rows)), [None] * n_rows
         if new:
             decoder.reset(n_rows)
-    else:
-        new = list(itertools.islice(waiting, len(free)))
     # A row without a text repeats a short one, so that it costs little.
     idle = [Sequence(None, [0], done=True) for _ in range(len(free) - len(new))]
     rows_by_prompt = collections.OrderedDict()

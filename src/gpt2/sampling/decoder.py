@@ -1,7 +1,6 @@
-"""The interface of a decoder, which continues a batch of texts.
+"""The interface of a decoder. `sampling/graph.py` and `lite/decoder.py` implement it.
 
-Two engines implement it: `sampling/graph.py` and `lite/decoder.py`. A third one is another
-subclass, and a line in `sampling/engines.py`.
+A third engine is another subclass, and a line in `sampling/engines.py`.
 """
 
 import abc
@@ -26,13 +25,9 @@ class Decoder(abc.ABC):
       on its row, or on how its tokens are divided into calls of `decode`.
     - Every row must have been prefilled before `decode`.
     - An error or Ctrl-C between two calls leaves it usable: `reset` starts over.
-
-    Attributes:
-      engine: its name, 'graph' or 'lite'.
-      hparams: the sizes of the model.
     """
 
-    engine = None
+    engine = None  # its name, 'graph' or 'lite'
 
     def __init__(self, hparams):
         self.hparams = hparams
@@ -44,11 +39,7 @@ class Decoder(abc.ABC):
 
     @abc.abstractmethod
     def prefill(self, rows, prompt):
-        """Read a prompt into rows of the batch, in place of what they held.
-
-        Args:
-          rows: a list of their numbers.
-          prompt: a list of token ids.
+        """Replace what some rows of the batch hold by a prompt, a list of token ids.
 
         Raises ValueError if the prompt is empty, longer than the window, or has an unknown id.
         """
@@ -61,12 +52,10 @@ class Decoder(abc.ABC):
           options: SamplingOptions.
           uniforms: float32 [B, length, 2R] from `rng.draw_uniforms`; None at temperature 0.
           stop_token: a row is done once it has produced this id, and then repeats it.
-          logprobs: whether to compute log probabilities.
 
         Returns:
-          The tokens, int32 [B, N], N <= length; and, if asked for, the log probability of each
-          under the model and under the distribution it was drawn from, float32 [B, N, 2],
-          else None.
+          The tokens, int32 [B, N], N <= length; and their log probabilities, under the model and
+          under the distribution they were drawn from, float32 [B, N, 2], or None without logprobs.
 
         Raises ValueError if a row would go beyond the window.
         """

@@ -8,13 +8,12 @@ from gpt2.lite import converted
 
 
 def open_decoder(model_dir, engine='auto', dtype='float32'):
-    """Return a Decoder of a model.
+    """Return a Decoder of a ModelDir.
 
     Args:
-      model_dir: a ModelDir.
       engine: 'graph'; 'lite', which converts the weights first if need be; or 'auto': 'lite' if
         float32 weights are converted and there is no GPU, or if dtype is 'int8', else 'graph'.
-      dtype: of the weights, 'float32' or 'int8'; 'int8' is for the lite engine only.
+      dtype: of the weights, 'float32', or 'int8' for the lite engine only.
 
     Raises UserError if the lite engine is asked for on TensorFlow 1, or the converted weights
     cannot be written, and ModelError if the weights cannot be read.
@@ -34,8 +33,7 @@ def open_decoder(model_dir, engine='auto', dtype='float32'):
 
 def prefers_lite(model_dir, dtype):
     """Return whether 'auto' means the lite engine."""
-    if dtype == 'int8':
-        return True
-    return (not runtime.is_tensorflow_1()
-            and os.path.isdir(converted.converted_folder(model_dir.path, dtype))
-            and not runtime.has_gpu())
+    return dtype == 'int8' or (
+        not runtime.is_tensorflow_1()
+        and os.path.isdir(converted.converted_folder(model_dir.path, dtype))
+        and not runtime.has_gpu())

@@ -1,7 +1,4 @@
-"""The graph decoder: the loop of `sample.py`, with the KV cache on the device between calls.
-
-Letters in the shape comments are those of `sample.py`.
-"""
+"""The graph decoder: the loop of `sample.py`, with the KV cache on the device between calls."""
 
 import math
 
@@ -29,10 +26,7 @@ class GraphDecoder(Decoder):
 
     @classmethod
     def open(cls, model_dir):
-        """Return a decoder of a model in a graph and a session of its own.
-
-        Raises ModelError if the weights cannot be read.
-        """
+        """Return a decoder in a graph of its own. Raises ModelError if weights cannot be read."""
         decoder = cls(tf.Session(graph=tf.Graph()), model_dir.hparams)
         with decoder._session.graph.as_default():
             checkpoint.restore(decoder._session, model_dir.path)
@@ -120,16 +114,10 @@ class GraphDecoder(Decoder):
 
 
 def replace_rows(state, rows, prefilled, n_read):
-    """Replace rows of a batch by one text.
+    """Replace rows, int32 [M], of a batch by one text. Return the new DecodeState of the batch.
 
-    Args:
-      state: the DecodeState of the batch; its cache is written in place.
-      rows: int32 [M], their numbers.
-      prefilled: the DecodeState of the text alone.
-      n_read: how many of its tokens are in its cache.
-
-    Returns:
-      The new DecodeState of the batch.
+    `state` is that of the batch, whose cache is written in place; `prefilled` that of the text
+    alone, with n_read tokens in its cache.
     """
     n_rows = tf.size(rows)
 

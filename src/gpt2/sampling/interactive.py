@@ -12,12 +12,7 @@ except ImportError:
 
 
 def interact(run, options):
-    """Ask for prompts and show their samples, until the end of the input.
-
-    Args:
-      run: a Run.
-      options: BatchOptions.
-    """
+    """Ask for prompts and show the samples that BatchOptions ask for, until the input ends."""
     if readline:  # UTF-8 in and out, whatever the locale
         for setting in ('input-meta on', 'output-meta on', 'convert-meta off'):
             readline.parse_and_bind(f'set {setting}')
@@ -52,12 +47,7 @@ def read_prompt(model_dir):
 
 
 def show(batches, first):
-    """Print the samples of a prompt as they grow, one after the other.
-
-    Args:
-      batches: lists of Sequences in order, as `batching.generate` yields them.
-      first: the index of the first sample.
-    """
+    """Print the samples that `batching.generate` yields, from index `first`, as they grow."""
     shown = None  # the sample that is being printed
     for batch in batches:
         for sequence in batch:

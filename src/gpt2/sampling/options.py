@@ -1,7 +1,4 @@
-"""The options of sampling: how a token is chosen, how a text is made of tokens, and the engine.
-
-The names are those of the flags.
-"""
+"""The options of sampling, named as the flags are: for a token, a text, a run, and the engine."""
 
 import dataclasses
 import secrets
@@ -19,10 +16,9 @@ class SamplingOptions(Options):
         1, number('that is not negative', lambda value: value >= 0),
         'below 1, likely tokens become likelier; 0 always takes the likeliest')
     top_k: int = option(0, whole(0), 'choose among this many likeliest tokens; 0: among all')
-    top_p: float = option(
-        1, number('from 0 to 1', lambda value: 0 <= value <= 1), 'choose among the fewest '
-        'likeliest tokens that together have this probability, the one that crosses it included; '
-        '0 or 1: among all')
+    top_p: float = option(1, number('from 0 to 1', lambda value: 0 <= value <= 1),
+                          'choose among the fewest likeliest tokens that together have this '
+                          'probability, the one that crosses it included; 0 or 1: among all')
 
     @property
     def greedy(self):
@@ -40,20 +36,17 @@ class SamplingOptions(Options):
 class GenerationOptions(Options):
     """How a text is made of tokens: its randomness, its length, and where it ends."""
 
-    seed: Optional[int] = option(
-        None, whole(0, 2**64 - 1),
-        'a whole number that fixes every sample; if not given, a new one is drawn and printed')
+    seed: Optional[int] = option(None, whole(0, 2**64 - 1), 'a whole number that fixes every '
+                                 'sample; if not given, a new one is drawn and printed')
     length: Optional[int] = option(
         None, whole(1), 'new tokens in a sample, also more than the window holds; if not given, '
         'the window without a prompt, half of it with one', alias='max_new_tokens')
     stop: bool = option(True, SWITCH, 'end a sample at <|endoftext|>')
     stop_at: Optional[str] = option(None, TEXT, 'a text; end a sample before it')
-    keep: Optional[int] = option(
-        None, whole(1), 'when the window is full, continue from this many of the last tokens; if '
-        'not given, half the window')
-    logprobs: bool = option(
-        False, SWITCH, 'record the log probability of each token in a .jsonl: under the model, and '
-        'under the distribution it was drawn from')
+    keep: Optional[int] = option(None, whole(1), 'when the window is full, continue from this '
+                                 'many of the last tokens; if not given, half the window')
+    logprobs: bool = option(False, SWITCH, 'record the log probability of each token in a .jsonl: '
+                            'under the model, and under the distribution it was drawn from')
 
     def fit_model(self, n_ctx, default_length):
         """Return these options with the defaults that depend on the model's window filled in.
@@ -76,10 +69,9 @@ class GenerationOptions(Options):
 class EngineOptions(Options):
     """What runs the model."""
 
-    engine: str = option(
-        'auto', choice('auto', 'graph', 'lite'), 'graph: TensorFlow; lite: a faster one for CPUs, '
-        'which converts the weights at its first run; auto: lite where the weights are converted, '
-        'else graph')
+    engine: str = option('auto', choice('auto', 'graph', 'lite'), 'graph: TensorFlow; lite: a '
+                         'faster one for CPUs, which converts the weights at its first run; auto: '
+                         'lite where the weights are converted, else graph')
     dtype: str = option('float32', choice('float32', 'int8'), 'the type of the weights; int8, for '
                         'the lite engine, is smaller, faster and a little less exact')
 
@@ -101,10 +93,9 @@ class BatchOptions(Options):
 class OutputOptions(BatchOptions):
     """Where to write the samples."""
 
-    output: Optional[str] = option(
-        None, PATH, 'the file to write: a .txt has each text under a line with its number, a '
-        '.jsonl an object a line; an incomplete file is continued; if not given, samples are '
-        'printed')
+    output: Optional[str] = option(None, PATH, 'the file to write: a .txt has each text under a '
+                                   'line with its number, a .jsonl an object a line; an incomplete '
+                                   'file is continued; if not given, samples are printed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,5 +117,5 @@ class UnconditionalOptions(OutputOptions):
     """Which samples to make without prompts."""
 
     nsamples: int = option(0, whole(0), 'number of samples; 0: until stopped with Ctrl-C')
-    first_sample: int = option(
-        0, whole(0), 'index of the first sample, so that several processes can share the work')
+    first_sample: int = option(0, whole(0), 'index of the first sample, so that several processes '
+                               'can share the work')

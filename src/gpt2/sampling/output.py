@@ -1,10 +1,9 @@
 """Where samples are written: stdout, or a file that grows by whole records and can be continued.
 
-There are two kinds of files: a .txt has each text under a line with its number, as stdout has; a
-.jsonl has a JSON object a line, which says how the sample was made and that it is synthetic. A file
-does not depend on the time or on how often the run was interrupted.
-
-Another format is another subclass of ResumableFile, and a line in `open_output`.
+A .txt has each text under a line with its number, as stdout has. A .jsonl has a JSON object a line,
+which says how the sample was made and that it is synthetic. A file does not depend on the time or
+on how often the run was interrupted. Another format is another subclass of ResumableFile, and a
+line in `open_output`.
 """
 
 import collections
@@ -21,22 +20,16 @@ from gpt2.errors import UsageError, UserError
 
 FLUSH_SECONDS = 1  # a file is written to and synchronized at most this often
 
-# How far a file has got: the size of its whole records in bytes, and the index of the next sample,
-# or a lower one.
+# Of a file: the bytes of its whole records, and the index of the next sample or a lower one.
 Progress = collections.namedtuple('Progress', 'size next')
 
 
 def open_output(path, first, encoder, with_prompt, logprobs):
     """Return what samples are written to: a ResumableFile, or a Printer if path is None.
 
-    Args:
-      first: the index of the first sample; None if it may be any.
-      encoder: of the model.
-      with_prompt: whether records have a prompt.
-      logprobs: whether they have log probabilities.
-
-    Raises UsageError if the path does not end in .txt or .jsonl, or log probabilities are for a
-    .txt, and UserError if the file cannot be written, or holds something else.
+    `first` is the index of the first sample, None if it may be any. The encoder decodes the prompts
+    for the records. Raises UsageError if the path does not end in .txt or .jsonl, or log
+    probabilities are not for a .jsonl, and UserError as ResumableFile does.
     """
     if logprobs and not (path or '').endswith('.jsonl'):
         raise UsageError('--logprobs is for an --output that ends in .jsonl')
@@ -86,16 +79,12 @@ class ResumableFile:
     """
 
     def __init__(self, path, first):
-        """Open or create a file and find out what is in it.
-
-        Args:
-          first: the index of the first sample; None if it may be any.
+        """Open or create a file, see `open_output`, and find out what is in it.
 
         Raises UserError if it cannot be opened, another process writes to it, or it holds something
         else.
         """
-        self.path, self.settings = path, None
-        self._first = first
+        self.path, self.settings, self._first = path, None, first
         self._pending, self._flushed = collections.deque(), time.monotonic()
         try:
             descriptor = files.open_regular(path, os.O_RDWR | os.O_CREAT, follow_links=True)
@@ -107,12 +96,9 @@ class ResumableFile:
                 raise UserError(f'{path} is being written to by another process; wait for it, or '
                                 'give another --output')
             self._progress = self._recover()
-        except OSError as error:
+        except (OSError, UserError) as error:
             self.close()
-            raise self._failed(error)
-        except UserError:
-            self.close()
-            raise
+            raise self._failed(error) if isinstance(error, OSError) else error
 
     @property
     def next(self):
@@ -130,11 +116,7 @@ class ResumableFile:
                             'those again, or another --output')
 
     def begin(self, settings):
-        """Prepare to write samples that are made with these settings; cut off a torn record.
-
-        Args:
-          settings: all of them, as in `check`.
-        """
+        """Check all settings of the samples to write, record them, and cut off a torn record."""
         self.check({**dict.fromkeys(self.settings or ()), **settings})
         self.settings = settings
         self._try(self._cut)
@@ -203,10 +185,9 @@ class JsonLines(ResumableFile):
         super().__init__(path, first)
 
     def _record(self, sequence):
-        settings = {name: value for name, value in self.settings.items()
-                    if name not in ('model', 'seed')}
-        record = {'index': sequence.index, 'model': self.settings['model'],
-                  'seed': self.settings['seed'], 'settings': settings}
+        settings = dict(self.settings)
+        record = {'index': sequence.index, 'model': settings.pop('model'),
+                  'seed': settings.pop('seed'), 'settings': settings}
         if self._with_prompt:
             record['prompt'] = self._encoder.decode(sequence.prompt)
         record.update(text=sequence.text, tokens=sequence.tokens, ended=sequence.ended,
@@ -226,7 +207,10 @@ class JsonLines(ResumableFile):
                 if line[:len(beginning)] != beginning[:len(line)]:
                     raise self._foreign()
                 break
-            index = self._index(line)
+            match = re.match(br'{"index": (\d{1,18}), .*}\n$', line)
+            if not match:
+                raise self._foreign()
+            index = int(match.group(1))
             if last is None:
                 self._check_first(index)
             elif index < following or self._first is not None and index > following:
@@ -236,13 +220,6 @@ class JsonLines(ResumableFile):
         if last:
             self.settings = self._settings(last)
         return Progress(size, following or 0)
-
-    def _index(self, line):
-        """Return the index in a record, bytes. Raises UserError if it is none."""
-        match = re.match(br'{"index": (\d{1,18}), .*}\n$', line)
-        if not match:
-            raise self._foreign()
-        return int(match.group(1))
 
     def _settings(self, line):
         """Return the settings in a record, bytes. Raises UserError if it has none."""

@@ -8,10 +8,8 @@ from tqdm import tqdm
 def with_progress(batches, last, length, **options):
     """Pass on what `batching.generate` yields, with a progress bar if stderr is a terminal.
 
-    Args:
-      last: the index after that of the last text; None if there is no last.
-      length: the tokens of a text that does not end early.
-      options: of tqdm.
+    `last` is the index after that of the last text, None if there is no last; `length`, the tokens
+    of a text that does not end early; `options`, those of tqdm.
     """
     n_gone = n_tokens = 0  # texts that are not in `batch` any more, and their tokens
     with tqdm(unit=' tokens', **{'disable': None, **options}) as progress:

@@ -10,10 +10,7 @@ from gpt2.errors import UsageError
 
 
 class Prompts:
-    """The prompts of a file.
-
-    digest: a checksum of the file.
-    """
+    """The prompts of a file, and its checksum `digest`."""
 
     def __init__(self, path):
         """Read a .txt or .jsonl file, or stdin as a .txt if the path is '-'.
@@ -21,7 +18,7 @@ class Prompts:
         Raises UserError if the file cannot be read, or its name has another ending.
         """
         self._is_json = path.endswith('.jsonl')
-        if not self._is_json and not path.endswith('.txt') and path != '-':
+        if path != '-' and not path.endswith(('.txt', '.jsonl')):
             raise UsageError('--prompts must be a .txt or .jsonl file, or - for stdin, not '
                              f'{path!r}')
         data = sys.stdin.buffer.read() if path == '-' else files.read_bytes(path)
@@ -34,10 +31,7 @@ class Prompts:
         return len(self._lines)
 
     def read(self, number):
-        """Return the prompt in a line, counted from 0.
-
-        Raises ValueError if the line has none; the message says why.
-        """
+        """Return the prompt in a line, counted from 0. Raises ValueError, which says why not."""
         try:
             line = self._lines[number].decode('utf-8-sig' if number == 0 else 'utf-8')
         except UnicodeDecodeError:
@@ -49,8 +43,7 @@ class Prompts:
     def encode(self, encoder, n_ctx, nsamples, first=0):
         """Yield the index of each sample and the ids of its prompt, from sample `first`.
 
-        The prompt in line i, counted from 0, has the samples from i * nsamples. A prompt that
-        cannot be used is reported on stderr and left out.
+        Line i, from 0, has the samples from i * nsamples. Bad prompts are reported and left out.
         """
         for number in range(first // nsamples, len(self)):
             try:

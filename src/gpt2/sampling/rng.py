@@ -16,12 +16,9 @@ def grid_side(n_vocab):
 
 
 def draw_uniforms(rngs, length, n_vocab):
-    """Draw from each generator the numbers for its next `length` tokens.
+    """Draw from each generator the numbers for its next `length` tokens, float32 [B, length, 2R].
 
-    Each value is a multiple of 2**-24 strictly between 0 and 1, exact in float32.
-
-    Returns:
-      float32 [B, length, 2R], R being `grid_side(n_vocab)`.
+    Each is a multiple of 2**-24 strictly between 0 and 1, exact. R is `grid_side(n_vocab)`.
     """
     width = 2 * grid_side(n_vocab)
     raw = np.stack([rng.random_raw(length * width) for rng in rngs])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -62,15 +63,10 @@ class Run:
 
 
 def open_run(model, engine, sampling, generation, conditional):
-    """Return the Run of some options.
+    """Return the Run of ModelOptions, EngineOptions, SamplingOptions and GenerationOptions.
 
-    Args:
-      model, engine, sampling, generation: ModelOptions, EngineOptions, SamplingOptions and
-        GenerationOptions.
-      conditional: whether there are prompts; then the default length is half the window.
-
-    Raises ModelError if the model cannot be used, and OptionError if an option does not fit the
-    model.
+    The default length is the window, or half of it if there are prompts (`conditional`). Raises
+    ModelError if the model cannot be used, and OptionError if an option does not fit the model.
     """
     model_dir = open_model_dir(model.model_name, model.models_dir)
     n_ctx = model_dir.hparams.n_ctx
@@ -81,41 +77,33 @@ def open_run(model, engine, sampling, generation, conditional):
 
 def write_unconditional(run, options):
     """Write the samples that UnconditionalOptions ask for."""
-    start = [run.model_dir.encoder.end_of_text]
     last = options.first_sample + options.nsamples if options.nsamples else None
 
-    def prompts(first):
+    def prompts_from(first):
         indices = itertools.count(first) if last is None else range(first, last)
-        return ((index, start) for index in indices)
+        return zip(indices, itertools.repeat([run.model_dir.encoder.end_of_text]))
 
-    write_samples(run, options, prompts, options.first_sample, last)
+    write_samples(run, options, prompts_from, options.first_sample, last)
 
 
 def write_conditional(run, options):
     """Write the samples of the prompts that ConditionalOptions name."""
     prompts = Prompts(options.prompts)
-
-    def prompts_from(first):
-        return prompts.encode(run.model_dir.encoder, run.model_dir.hparams.n_ctx, options.nsamples,
-                              first)
-
+    prompts_from = functools.partial(prompts.encode, run.model_dir.encoder,
+                                     run.model_dir.hparams.n_ctx, options.nsamples)
     write_samples(run, options, prompts_from, None, len(prompts) * options.nsamples,
                   nsamples=options.nsamples, prompts=prompts.digest)
 
 
 def write_samples(run, options, prompts_from, first, last, **settings):
-    """Make samples and write them to options.output, or to stdout.
+    """Make samples and write them as OutputOptions ask for.
 
     Args:
-      options: with batch_size and output.
-      prompts_from: a function of an index that returns an iterator over the index and the prompt
-        of each sample from there.
-      first: the index of the first sample; None if it may be any.
-      last: the index after that of the last; None if there is no last.
+      prompts_from: a function from an index to an iterator over (index, ids) from there.
+      first, last: the index of the first sample and that after the last; None if not fixed.
       settings: to record beside those that all runs have.
 
-    Raises UserError if the output holds something else, was made with other settings, or cannot be
-    written.
+    Raises UserError if the output was made with other settings, or as `open_output` does.
     """
     with contextlib.closing(output.open_output(
             options.output, first, run.model_dir.encoder, 'prompts' in settings,
