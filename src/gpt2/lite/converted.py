@@ -12,9 +12,6 @@ def converted_folder(path, dtype):
     """Return where the converted weights of the model directory at `path` are, or would be.
 
     The key changes with the weights, the sizes, the version of TensorFlow and the format.
-
-    Args:
-      dtype: 'float32' or 'int8'.
     """
     hparams = model_dir.read_json(os.path.join(path, 'hparams.json'))
     key = hashlib.sha256(repr([model_dir.weights_digest(path), sorted(hparams.items()),
@@ -23,10 +20,7 @@ def converted_folder(path, dtype):
 
 
 def find_or_convert(opened, dtype):
-    """Return the folder of a model's converted weights. Convert them if that was not done before.
-
-    Args:
-      opened: a ModelDir.
+    """Return the folder of a ModelDir's converted weights; convert them first if need be.
 
     Raises ModelError if the weights cannot be read, and OSError if the folder cannot be written.
     """

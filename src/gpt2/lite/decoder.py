@@ -44,14 +44,12 @@ class LiteDecoder(Decoder):
         self._threads = ThreadPoolExecutor(runtime.processors())
 
     def reset(self, n_rows):
-        """See Decoder."""
         self._start_rows(n_rows)
         self._token = np.zeros(n_rows, dtype=int)
         self._done = np.zeros(n_rows, dtype=bool)
         self._cache = [self._empty_cache(0) for _ in self._blocks]
 
     def prefill(self, rows, prompt):
-        """See Decoder."""
         self._check_prompt(prompt)
         n_read, row = len(prompt) - 1, rows[0]
         self._make_room(n_read)
@@ -66,7 +64,6 @@ class LiteDecoder(Decoder):
         self._done[rows] = False
 
     def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
-        """See Decoder."""
         self._check_length(length)
         self._make_room(self._position.max() + length)
         tokens, scores = [], []
@@ -87,17 +84,12 @@ class LiteDecoder(Decoder):
                 np.stack(scores, axis=1) if scores else None)
 
     def close(self):
-        """See Decoder."""
         self._threads.shutdown()
 
     def _forward(self, tokens, firsts, cache):
-        """Read tokens int [B, S], the next ones of each row, at positions from firsts int [B].
+        """Read tokens int [B, S] at positions from firsts int [B]; write to the cache.
 
-        Args:
-          cache: keys and values of each layer, which are written to.
-
-        Returns:
-          The input of the last block and what its heads attend to, [N, E] each.
+        Returns the input of the last block and what its heads attend to, [N, E] each.
         """
         n_batch, n_seq = tokens.shape
         n_embd, n_head = self.hparams.n_embd, self.hparams.n_head
@@ -157,14 +149,11 @@ def attention(q, k, v, mask):
 
 
 def attend(qkv, cached, out, groups, mask, heads):
-    """Do the attention of some heads of a block: cache new keys and values, and attend to all.
+    """Do the attention of a slice of heads of a block: cache new keys and values, attend to all.
 
-    Args:
-      qkv: queries, keys and values of this call, [3, B, H, S, D].
-      cached: keys and values of the block, written to, [2, B, H, T, D].
-      out: what is attended to, written to, [B, S, H, D].
-      groups: a slice of rows, and the positions where their S tokens begin and end, of each group.
-      heads: a slice.
+    From qkv [3, B, H, S, D] of this call and the cached keys and values [2, B, H, T, D], which are
+    written to, into `out` [B, S, H, D]. `groups` has a slice of rows, and the positions where
+    their S tokens begin and end, for each group.
     """
     for rows, first, end in groups:
         cached[:, rows, heads, first:end] = qkv[1:, rows, heads]

@@ -23,15 +23,10 @@ SLICE_BYTES = 40e6  # of float32 output weights to convert at a time
 
 
 def export(model_dir, dtype, folder):
-    """Convert a model's weights into a folder, which then is complete, or not there.
+    """Convert the weights of a ModelDir to a dtype, 'float32' or 'int8', into a folder.
 
-    The folder can be removed at any time. Folders of other weights beside it are removed.
-
-    Args:
-      model_dir: a ModelDir.
-      dtype: 'float32' or 'int8'.
-
-    Raises ModelError if the weights do not fit the sizes, or are damaged, and OSError if the folder
+    The folder is complete or not there, and can be removed at any time. Folders of other weights
+    beside it are removed. Raises ModelError if the weights are damaged, and OSError if the folder
     cannot be written.
     """
     parent, name = os.path.split(folder)
@@ -66,9 +61,8 @@ def export_subgraphs(model_dir, dtype, folder):
 def subgraphs(hparams, read, slices):
     """Yield the name of each subgraph, and arguments for `convert`.
 
-    Args:
-      read: a function from the name of a weight to its value.
-      slices: the token embeddings [V, E], cut into slices.
+    `read` is a function from the name of a weight to its value; `slices` are the token embeddings
+    [V, E], cut into slices.
     """
     for layer in range(hparams.n_layer + 1):
         yield f'part{layer}', {'build': functools.partial(between_attentions, hparams, layer),
@@ -83,14 +77,9 @@ def subgraphs(hparams, read, slices):
 def between_attentions(hparams, layer, x, a=None):
     """All between the attention of one block and that of the next, which is block `layer`.
 
-    Args:
-      layer: 0 for what comes before the first attention, n_layer for what follows the last.
-      x: the input of the block before, or of the first, [N, E].
-      a: what its heads attend to, [N, E].
-
-    Returns:
-      The block's input x [N, E], and its queries, keys and values [N, 3E]; after the last block
-      the normalized hidden states [N, E].
+    From the input x of the block before (or of the first) and what its heads attend to, a, [N, E]
+    each, to the block's input x [N, E] and its queries, keys and values [N, 3E]; after the last
+    block to the normalized hidden states [N, E].
     """
     queries_keys_values = []
 
@@ -107,11 +96,9 @@ def between_attentions(hparams, layer, x, a=None):
 
 
 def convert(n_embd, dtype, build, n_inputs, read):
-    """Convert a function of n_inputs tensors [N, E] to a TensorFlow Lite model; return its bytes.
+    """Convert a function `build` of n_inputs tensors [N, E] to a TensorFlow Lite model, in bytes.
 
-    Args:
-      build: the function, which returns a tensor or several.
-      read: a function from the name of a variable to its value.
+    `read` is a function from the name of a variable to its value.
     """
     with tf.Graph().as_default(), tf.Session() as session, model.variables():
         inputs = [tf.placeholder(tf.float32, [1, n_embd], f'input{i}') for i in range(n_inputs)]

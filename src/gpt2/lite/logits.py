@@ -1,4 +1,4 @@
-"""From logits to a token, as in `sample.py`, on NumPy arrays.
+"""From logits to a token by SamplingOptions, as in `sample.py`, on NumPy arrays.
 
 Weights, which are probabilities before they are divided by their sum, stand in for logits: those of
 tokens that are filtered out are 0.
@@ -10,12 +10,7 @@ from gpt2.sampling.rng import grid_side
 
 
 def sample_token(logits, uniforms, options):
-    """Choose the next token of each row: float32 [B, V] -> int [B].
-
-    Args:
-      uniforms: float32 [B, 2R]; not used at temperature 0.
-      options: SamplingOptions.
-    """
+    """Choose the next token of each row, with uniforms [B, 2R]: float32 [B, V] -> int [B]."""
     if options.greedy:
         return logits.argmax(axis=-1)
     return gumbel_sample(process_logits(logits, options), uniforms)
@@ -85,13 +80,7 @@ def gumbel_sample(weights, uniforms):
 
 
 def token_logprobs(logits, token, options):
-    """Return the log probabilities of tokens, as `sample.token_logprobs`: float32 [B, 2].
-
-    Args:
-      logits: float32 [B, V].
-      token: int [B].
-      options: SamplingOptions.
-    """
+    """As `sample.token_logprobs`: logits float32 [B, V], tokens int [B] -> float32 [B, 2]."""
     chosen = np.arange(len(token)), token
     own = logits[chosen] - logits.max(axis=-1)
     own -= np.log(softmax_weights(logits).sum(axis=-1))

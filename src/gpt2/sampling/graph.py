@@ -71,20 +71,17 @@ class GraphDecoder(Decoder):
             self._decode = [tf.identity(tokens), tf.identity(scores)]
 
     def reset(self, n_rows):
-        """See Decoder."""
         self._start_rows(n_rows)
         self._n_positions = self._rounded(1)
         self._session.run(self._reset, {self._rows: range(n_rows), self._n: self._n_positions})
 
     def prefill(self, rows, prompt):
-        """See Decoder."""
         self._check_prompt(prompt)
         self._make_room(len(prompt))
         self._session.run(self._prefill, {self._prompt: [prompt], self._rows: rows})
         self._position[rows] = len(prompt) - 1
 
     def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
-        """See Decoder."""
         self._check_length(length)
         self._make_room(self._position.max() + length)
         if uniforms is None:
@@ -98,7 +95,6 @@ class GraphDecoder(Decoder):
         return tokens, scores if logprobs else None
 
     def close(self):
-        """See Decoder."""
         self._session.close()
 
     def _make_room(self, n_positions):

@@ -128,10 +128,9 @@ WORD_END = regex.compile(r'(?r)\S(?=\s)')  # the last of a text, searched from i
 
 
 def read_pieces(path, progress):
-    """Yield the pieces of a file. Raises UserError if it is not UTF-8 or not JSON.
+    """Yield the pieces of a file, calling `progress` with each number of bytes read.
 
-    Args:
-      progress: a function that is called with each number of bytes read.
+    Raises UserError if it is not UTF-8 or not JSON.
     """
     return (read_documents if path.endswith('.jsonl') else read_text)(path, progress)
 

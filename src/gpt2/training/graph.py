@@ -21,12 +21,7 @@ TrainingGraph = collections.namedtuple(
 
 
 def build_graph(hparams, options, compute, devices=('',)):
-    """Build the training graph of a model and return it, a TrainingGraph.
-
-    Args:
-      options, compute: TrainingOptions and ComputeOptions.
-      devices: the names of the devices that share each batch.
-    """
+    """Build the TrainingGraph of TrainingOptions and ComputeOptions; devices share each batch."""
     tokens = tf.placeholder(tf.int32, [None, None])
     learning_rate = tf.placeholder(tf.float32, [])
     dropout_seed = tf.placeholder_with_default(0, [])
@@ -59,10 +54,7 @@ def build_graph(hparams, options, compute, devices=('',)):
 
 
 def total_loss(hparams, tokens, drop=model.identity, gradient_checkpointing=False):
-    """Return the sum of the cross entropies, in nats, of tokens [B, S + 1] but each row's first.
-
-    `drop` and `gradient_checkpointing` are as in `model.transformer`.
-    """
+    """Return the sum of the cross entropies, in nats, of tokens [B, S + 1] but each row's first."""
     X, targets = tokens[:, :-1], tf.reshape(tokens[:, 1:], [-1])
     h = model.hidden_states(hparams, X, drop, gradient_checkpointing)
     logits = model.lm_head(hparams, tf.reshape(h, [-1, hparams.n_embd]))  # [N, V]

@@ -21,13 +21,7 @@ from gpt2.training.graph import build_graph
 
 
 def train(start, data, options, compute, sample_length, output, progress):
-    """Train a model until all steps are done.
-
-    Args:
-      start: the ModelDir to start from.
-      options: the TrainingOptions, after `fit_model`.
-      sample_length: tokens of the sample after each validation; 0: no sample.
-      output: the Output to write, which is locked.
+    """Train the model of a ModelDir, `start`, by fitted TrainingOptions until all steps are done.
 
     Raises UserError if the devices or the memory do not suffice, the loss diverges, the output
     cannot be written, or it cannot be resumed.
@@ -186,10 +180,7 @@ def schedule(step, options):
 
 
 def evaluate(session, graph, tokens, options):
-    """Return the mean loss of all tokens but the first, in nats.
-
-    They are read in sequences of seq_len, so a token has half as many before it on average.
-    """
+    """Return the mean loss, in nats, of all tokens but the first, read in sequences of seq_len."""
     *whole, last = [tokens[i:i + options.seq_len + 1]
                     for i in range(0, len(tokens) - 1, options.seq_len)]
     batches = [whole[i:i + options.batch_size] for i in range(0, len(whole), options.batch_size)]

@@ -29,10 +29,8 @@ def slot_variable(weight, kind):
 def accumulate(gradients, weights, n):
     """Average the gradients of n batches.
 
-    Returns:
-      add: the operation to run for each batch but the last.
-      gradients: the means, to compute for the last batch.
-      reset: the operations to run with the last batch.
+    Returns the operation to run for each batch but the last, the mean gradients, to compute for
+    the last batch, and the operations that reset the sums, to run with it.
     """
     if n == 1:
         return tf.no_op(), gradients, []
@@ -67,9 +65,7 @@ def adamw(gradients, weights, learning_rate, weight_decay):
 def update(weight, gradient, rate, epsilon, decay):
     """Return the operation that applies AdamW to one weight.
 
-    Args:
-      rate, epsilon: float32 scalars, bias corrected.
-      decay: float32 scalar, the share of a matrix that is subtracted first.
+    rate and epsilon are bias corrected; decay is the share of a matrix that is subtracted first.
     """
     decays = [weight.assign_sub(decay * weight)] if is_decayed(weight) else []
     with tf.control_dependencies(decays):

@@ -36,9 +36,8 @@ class TrainingOptions(Options):
         alias='warmup_steps')
     weight_decay: float = option(0.01, number('of at least 0', lambda value: value >= 0),
                                  "AdamW's, of matrices and embeddings; times the learning rate")
-    clip_norm: float = option(
-        1.0, POSITIVE, 'the largest norm of the gradient of a step; larger ones are scaled down',
-        alias='max_grad_norm')
+    clip_norm: float = option(1.0, POSITIVE, 'the largest norm of the gradient of a step; larger '
+                              'ones are scaled down', alias='max_grad_norm')
     dropout: float = option(0.0, number('of at least 0 and below 1', lambda value: 0 <= value < 1),
                             'share of activations that are dropped')
     train_only: str = option(

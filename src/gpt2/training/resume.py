@@ -36,7 +36,6 @@ def check_output(path, resume):
 class Output:
     """The model directory that a run writes.
 
-    path: its path.
     settings: what decides what is learned, by name.
     keep_last: of how many validations training/ keeps the variables.
     """
@@ -90,11 +89,7 @@ class Output:
         return progress
 
     def write_progress(self, progress, save):
-        """Save all variables, name them in `checkpoint` and progress.json, then remove the oldest.
-
-        Args:
-          save: a function that saves them under a path without suffixes.
-        """
+        """Call save(prefix), name it in progress.json and `checkpoint`, then remove the oldest."""
         name = f'step-{progress.step}'
         save(self.training_path(name))
         for path in glob.glob(glob.escape(self.training_path(name)) + '.*'):

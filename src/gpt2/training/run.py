@@ -9,10 +9,9 @@ from gpt2.training.data import open_training_data
 
 
 def train(model, options, compute, run):
-    """Train a model on texts, as ModelOptions, TrainingOptions, ComputeOptions and RunOptions say.
+    """Train a model as ModelOptions, TrainingOptions, ComputeOptions and RunOptions say.
 
-    Raises UserError if something that the user can correct, and KeyboardInterrupt if after Ctrl-C,
-    once the step is done and validated.
+    After Ctrl-C it raises KeyboardInterrupt, once the step is done and validated.
     """
     if compute.devices:
         options.check_devices(compute.devices)
