@@ -1,6 +1,6 @@
 """The interface of a decoder. `sampling/graph.py` and `lite/decoder.py` implement it.
 
-A third engine is another subclass, and a line in `sampling/engines.py`.
+A third engine is another subclass, a branch in `sampling/engines.py`, and a value of EngineOptions.
 """
 
 import abc

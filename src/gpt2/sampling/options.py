@@ -71,7 +71,8 @@ class EngineOptions(Options):
 
     engine: str = option('auto', choice('auto', 'graph', 'lite'), 'graph: TensorFlow; lite: a '
                          'faster one for CPUs, which converts the weights at its first run; auto: '
-                         'lite where the weights are converted, else graph')
+                         'lite for int8, or where the weights are converted and there is no GPU; '
+                         'else graph')
     dtype: str = option('float32', choice('float32', 'int8'), 'the type of the weights; int8, for '
                         'the lite engine, is smaller, faster and a little less exact')
 

@@ -1,8 +1,7 @@
 """Texts to train on: files -> one long row of tokens, kept in a file beside them -> batches.
 
 <|endoftext|> stands before each document. The tokens are in a file because they may not fit in
-memory: training reads only the places that it needs. The file is found again by a fingerprint of
-the texts and the vocabulary, so texts are encoded only once.
+memory. It is found by a fingerprint of texts and vocabulary, so texts are encoded only once.
 """
 
 import codecs
@@ -87,8 +86,6 @@ def remove_outdated(target):
                 os.remove(other)
 
 
-# Files
-
 def find_files(path):
     """Return the paths of the files to read, in order of name. Raises UserError if none exists."""
     paths = [path]
@@ -121,17 +118,13 @@ def digest(paths):
 
 
 # Texts are read in pieces, which are encoded on their own as in their place: no word crosses a cut.
-# <|endoftext|> stands before each document, so a piece that does not begin with it continues the
-# document of the piece before.
+# A piece that does not begin with <|endoftext|> continues the document of the piece before.
 
 WORD_END = regex.compile(r'(?r)\S(?=\s)')  # the last of a text, searched from its end
 
 
 def read_pieces(path, progress):
-    """Yield the pieces of a file, calling `progress` with each number of bytes read.
-
-    Raises UserError if it is not UTF-8 or not JSON.
-    """
+    """Yield the pieces of a file, calling progress(n_bytes) as it is read. Raises UserError."""
     return (read_documents if path.endswith('.jsonl') else read_text)(path, progress)
 
 
@@ -173,8 +166,6 @@ def read_documents(path, progress):
     yield ''.join(documents)
 
 
-# Tokens
-
 def encode_text(encoder, text):
     """Return the tokens of a text, a list; <|endoftext|> in it becomes the special token."""
     tokens = []
@@ -184,10 +175,8 @@ def encode_text(encoder, text):
 
 
 def write_tokens(paths, encoder, dtype, targets):
-    """Encode files into the first of the targets that can be written. Return its path.
-
-    The file has the permissions that all of the texts have. Raises UserError.
-    """
+    """Encode files into the first writable target; return its path. Raises UserError."""
+    # The permissions that all of the texts have.
     mode = functools.reduce(operator.and_, (os.stat(path).st_mode for path in paths), 0o666)
     for target in targets:
         try:
@@ -250,8 +239,6 @@ def work(text):
     return np.array(encode_text(work.encoder, text), np.uint32)  # an array travels faster
 
 
-# Validation
-
 def byte_lengths(encoder):
     """Return how many bytes of text each token stands for, int [V]; <|endoftext|> for none."""
     lengths = np.array([len(encoder.decode_bytes([i])) for i in range(len(encoder.encoder))])
@@ -280,8 +267,6 @@ def split(tokens, lengths, held_out):
         n_first -= n_bytes
     return tokens, tokens[:0]
 
-
-# Batches
 
 def random_batch(tokens, options, number):
     """Return batch `number` of a run, int32 [B, S + 1]: sequences from random places."""

@@ -8,8 +8,7 @@ from gpt2.errors import UserError
 
 
 def choose_devices(options, compute):
-    """Return the names of the devices that share a batch. Raises UserError if they do not suffice.
-    """
+    """Return the names of the devices to share a batch. Raises UserError if they do not suffice."""
     gpus = tf.config.experimental.list_physical_devices('GPU')
     n = compute.devices or len(gpus) or 1
     if gpus and n > len(gpus):

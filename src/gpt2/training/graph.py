@@ -35,8 +35,7 @@ def build_graph(hparams, options, compute, devices=('',)):
             loss = total_loss(hparams, tokens, drop, compute.recompute)
         loss /= tf.cast(tf.size(tokens[:, 1:]), tf.float32)
         # Dense: wte is the matrix of the output layer, too, so all of its rows have gradients.
-        return [loss] + [tf.convert_to_tensor(gradient)
-                         for gradient in tf.gradients(loss, weights)]
+        return [loss] + [tf.convert_to_tensor(value) for value in tf.gradients(loss, weights)]
 
     results = []
     for number, (device, part) in enumerate(zip(devices, tf.split(tokens, len(devices)))):
@@ -82,7 +81,6 @@ def dropout(rate, seed):
         scope = zlib.crc32(tf.get_variable_scope().name.encode()) % 2**31
         uniform = tf.random.stateless_uniform(tf.shape(x), tf.stack([seed, scope]))
         return tf.where(uniform < rate, tf.zeros_like(x), x / (1 - rate))
-
     return drop
 
 
@@ -92,5 +90,4 @@ def cast_matrices(dtype):
         value = getter(name, *args, **kwargs)
         is_matrix = name.endswith(('/w', '/wte'))
         return tf.cast(value, dtype) if is_matrix and dtype != 'float32' else value
-
     return get

@@ -28,20 +28,23 @@ def train(start, data, options, compute, sample_length, output, progress):
     """
     devices = choose_devices(options, compute)
     config = tf.ConfigProto(allow_soft_placement=True, device_count={'CPU': len(devices)})
-    with tf.Graph().as_default(), tf.Session(config=config) as session, translate_errors():
-        tf.set_random_seed(options.seed)
-        graph = build_graph(start.hparams, options, compute, devices)
-        trainer = Trainer(session, graph, start, options, sample_length, output)
-        trainer.restore_or_initialize(progress)
-        trainer.run(data)
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
+        try:
+            tf.set_random_seed(options.seed)
+            graph = build_graph(start.hparams, options, compute, devices)
+            trainer = Trainer(session, graph, start, options, sample_length, output)
+            trainer.restore_or_initialize(progress)
+            trainer.run(data)
+        except tf.errors.ResourceExhaustedError:
+            raise UserError('the memory is too small; try --gradient_checkpointing, or a smaller '
+                            '--batch_size with a larger --accumulation')
 
 
 class Trainer:
     """A run of training in a session.
 
-    done: the number of steps done.
-    best: the lowest validation loss up to here, in nats per token; None before the first.
-    losses: the training losses since the last validation.
+    `done` steps are done; `losses` are the training losses since the last validation; `best` is the
+    lowest validation loss up to here, in nats per token, None before the first.
     """
 
     def __init__(self, session, graph, start, options, sample_length, output):
@@ -145,9 +148,8 @@ class Trainer:
 
     def log(self, **scalars):
         """Write scalars for TensorBoard."""
-        self.events.add_summary(tf.Summary(value=[
-            tf.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]),
-            self.done)
+        values = [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.events.add_summary(tf.Summary(value=values), self.done)
 
 
 def initialize(session, start, scratch):
@@ -160,8 +162,7 @@ def initialize(session, start, scratch):
 
 
 def run_step(session, graph, batches, rate):
-    """Run one step over batches, pairs of tokens [B, S + 1] and dropout seed; return the mean loss.
-    """
+    """Do a step on batches, pairs of tokens [B, S + 1] and dropout seed; return its mean loss."""
     feeds = [{graph.tokens: tokens, graph.dropout_seed: seed, graph.learning_rate: rate}
              for tokens, seed in batches]
     losses = [session.run([graph.mean_loss, graph.add], feed)[0] for feed in feeds[:-1]]
@@ -200,16 +201,6 @@ def report(text):
     """Print a text above the progress bar."""
     tqdm.write(text)
     sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def translate_errors():
-    """Turn TensorFlow's error that memory does not suffice into a UserError."""
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError:
-        raise UserError('the memory is too small; try --gradient_checkpointing, or a smaller '
-                        '--batch_size with a larger --accumulation')
 
 
 @contextlib.contextmanager

@@ -10,11 +10,6 @@ import tensorflow.compat.v1 as tf
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
-def is_decayed(weight):
-    """Return whether weight decay acts on a variable: on matrices, not on biases and gains."""
-    return weight.op.name.endswith(('/w', '/wte', '/wpe'))
-
-
 def state_variable(name, shape, dtype=tf.float32):
     """Return a variable that starts at zero and is kept from step to step."""
     return tf.get_variable(f'optimizer/{name}', shape, dtype, tf.zeros_initializer(),
@@ -63,11 +58,9 @@ def adamw(gradients, weights, learning_rate, weight_decay):
 
 
 def update(weight, gradient, rate, epsilon, decay):
-    """Return the operation that applies AdamW to one weight.
-
-    rate and epsilon are bias corrected; decay is the share of a matrix that is subtracted first.
-    """
-    decays = [weight.assign_sub(decay * weight)] if is_decayed(weight) else []
+    """Return the operation that applies AdamW to a weight; rate and epsilon are bias corrected."""
+    is_matrix = weight.op.name.endswith(('/w', '/wte', '/wpe'))  # biases and gains do not decay
+    decays = [weight.assign_sub(decay * weight)] if is_matrix else []
     with tf.control_dependencies(decays):
         return tf.raw_ops.ResourceApplyAdam(
             var=weight.handle, m=slot_variable(weight, 'm').handle,

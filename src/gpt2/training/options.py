@@ -31,33 +31,26 @@ class TrainingOptions(Options):
     learning_rate: float = option(1e-4, POSITIVE, 'the highest learning rate')
     schedule: str = option('cosine', choice('cosine', 'constant'),
                            'of the learning rate after the warm-up; cosine falls to a tenth')
-    warmup: Optional[int] = option(
-        None, whole(0), 'steps in which the learning rate rises; if not given, a twentieth of all',
-        alias='warmup_steps')
+    warmup: Optional[int] = option(None, whole(0), 'steps in which the learning rate rises; if not '
+                                   'given, a twentieth of all', alias='warmup_steps')
     weight_decay: float = option(0.01, number('of at least 0', lambda value: value >= 0),
                                  "AdamW's, of matrices and embeddings; times the learning rate")
     clip_norm: float = option(1.0, POSITIVE, 'the largest norm of the gradient of a step; larger '
                               'ones are scaled down', alias='max_grad_norm')
     dropout: float = option(0.0, number('of at least 0 and below 1', lambda value: 0 <= value < 1),
                             'share of activations that are dropped')
-    train_only: str = option(
-        'all', WEIGHTS, 'the weights to train: all; blocks, without embeddings and the last '
-        'normalization; or a number of last blocks')
-    dtype: str = option(
-        'float32', choice('float32', 'bfloat16'), 'of matrix products; bfloat16 where the hardware '
-        'has it; weights are float32 in any case')
-    held_out: float = option(
-        0.1, number('above 0 and below 1', lambda value: 0 < value < 1), 'share of the text, at '
-        'its end, for validation; all of it is read each time, so choose less of a large text',
-        alias='validation_split')
+    train_only: str = option('all', WEIGHTS, 'the weights to train: all; blocks, without '
+                             'embeddings and the last normalization; or a number of last blocks')
+    dtype: str = option('float32', choice('float32', 'bfloat16'), 'of matrix products; bfloat16 '
+                        'where the hardware has it; weights are float32 in any case')
+    held_out: float = option(0.1, number('above 0 and below 1', lambda value: 0 < value < 1),
+                             'share of the text, at its end, for validation; all of it is read '
+                             'each time, so choose less of a large text', alias='validation_split')
     val_every: int = option(100, whole(1), 'steps from one validation to the next')
     seed: int = option(0, whole(0), 'of batches, dropout and random weights')
 
     def fit_model(self, hparams):
-        """Return these options with the defaults that depend on others or the model filled in.
-
-        Raises OptionError if the model is smaller than an option.
-        """
+        """Return these options, completed. Raises OptionError if one is too large for the model."""
         if self.train_only.isdigit() and int(self.train_only) > hparams.n_layer:
             raise OptionError('train_only', f'must be at most {hparams.n_layer}, the number of '
                                             f'blocks, not {self.train_only}')
@@ -92,15 +85,13 @@ class ComputeOptions(Options):
 class RunOptions(Options):
     """What a run reads, writes and prints."""
 
-    data: str = option(
-        dataclasses.MISSING, PATH, 'a UTF-8 text file, with <|endoftext|> between documents if it '
-        'has several; a .jsonl, each line an object with a "text"; a folder of .txt and .jsonl '
-        "files; or a pattern such as 'books/*.txt'")
+    data: str = option(dataclasses.MISSING, PATH, 'a UTF-8 text file, with <|endoftext|> between '
+                       'documents if it has several; a .jsonl, each line an object with a "text"; '
+                       "a folder of .txt and .jsonl files; or a pattern such as 'books/*.txt'")
     output: str = option(
         dataclasses.MISSING, NAME, 'name of the model to write; it may only exist with --resume')
-    resume: bool = option(
-        False, SWITCH, 'continue the training of OUTPUT after its last validation; all that '
-        'decides what is learned must be as before')
+    resume: bool = option(False, SWITCH, 'continue the training of OUTPUT after its last '
+                          'validation; all that decides what is learned must be as before')
     sample_length: int = option(
         100, whole(0), 'tokens of the sample after each validation; 0: no sample')
     keep_last: int = option(1, whole(1), 'of so many last validations, training/ keeps the weights '

@@ -34,15 +34,11 @@ def check_output(path, resume):
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """The model directory that a run writes.
-
-    settings: what decides what is learned, by name.
-    keep_last: of how many validations training/ keeps the variables.
-    """
+    """The model directory that a run writes."""
 
     path: str
-    settings: dict
-    keep_last: int
+    settings: dict  # what decides what is learned, by name
+    keep_last: int  # of how many validations training/ keeps the variables
 
     def training_path(self, name=''):
         """Return the path of a file in training/."""
@@ -52,8 +48,7 @@ class Output:
     def lock(self, resume):
         """Make the directory, before hours of training, and lock it meanwhile.
 
-        Raises UserError if it cannot be made, or another process trains a model there or has done
-        so.
+        Raises UserError if it cannot be made, or another process trains or has trained there.
         """
         try:
             os.makedirs(self.training_path(), exist_ok=True)

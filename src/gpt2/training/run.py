@@ -11,7 +11,8 @@ from gpt2.training.data import open_training_data
 def train(model, options, compute, run):
     """Train a model as ModelOptions, TrainingOptions, ComputeOptions and RunOptions say.
 
-    After Ctrl-C it raises KeyboardInterrupt, once the step is done and validated.
+    Raises UserError for what the user can correct. After Ctrl-C it raises KeyboardInterrupt, once
+    the step is done and validated.
     """
     if compute.devices:
         options.check_devices(compute.devices)
