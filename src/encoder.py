@@ -50,6 +50,10 @@ CHUNK = regex.compile(r'.{1,1024}\s*\S*', regex.DOTALL)
 SHORT_WORD = 32
 CACHED_WORDS = 2 ** 16
 
+# A long word, such as a text without spaces, is merged in pieces of this many bytes: merging takes
+# 300 bytes of memory for each byte.
+PIECE = 2 ** 15
+
 # A list of merges may have a token that no bytes merge to: by b+c, a+b and ab+c, `abc` becomes a
 # and bc. The released list has none (a test merges the bytes of each). So a word that is a token
 # there, as half of all words are when they first occur, need not be merged.
@@ -219,9 +223,32 @@ class Encoder:
         data = word.encode('utf-8', 'surrogateescape')
         if data in self._ids:
             return [self._ids[data]]
+        in_pieces = self._ids and len(data) > PIECE
+        return self._merge_pieces(data) if in_pieces else self._merge(data)
+
+    def _merge(self, data):
         tokens = list(map(self._byte_ids.__getitem__, data))
-        merge = merge_pairs if len(word) <= SHORT_WORD else merge_pairs_heap
+        merge = merge_pairs if len(data) <= SHORT_WORD else merge_pairs_heap
         return merge(tokens, self._ranks, self._results)
+
+    def _merge_pieces(self, data):
+        """Do the same as _merge(), piece by piece, if the bytes of each token merge to it.
+
+        Pieces need no merge across their border if the two tokens at it, on their own, need none.
+        Else the tokens before the border are taken back, and join the piece after it.
+        """
+        tokens = []
+        for start in range(0, len(data), PIECE):
+            piece, n_back = data[start:start + PIECE], 1
+            new = self._merge(piece)
+            while tokens and self._merge(self.decode_bytes(tokens[-1:] + new[:1])) != (
+                    tokens[-1:] + new[:1]):
+                piece = self.decode_bytes(tokens[-n_back:]) + piece
+                del tokens[-n_back:]
+                n_back *= 2
+                new = self._merge(piece)
+            tokens += new
+        return tokens
 
     def _token_bytes(self, token):
         integer = isinstance(token, numbers.Integral) and not isinstance(token, bool)

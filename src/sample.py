@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 import model
 
 FILTERED = -1e10  # the logit of a token that top-k or top-p filtered out
+NOT_FINITE = 'a logit is not a finite number'  # an error of the graph
 
 # Where decoding stands: `token` int32 [B], the last of each row, which the model has not read yet;
 # `position` int32 [B], its place in its text; `done` bool [B], whether it ended the text; and
@@ -288,7 +289,7 @@ def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, **
         h, cache = forward(hparams, state.token[:, tf.newaxis], state.position[:, tf.newaxis],
                            state.cache)
         with model.variables():
-            logits = model.lm_head(hparams, h[:, 0])
+            logits = check_finite(model.lm_head(hparams, h[:, 0]))
         token = sample_token(logits, uniforms(i), **sampling)
         score = cond(logprobs, lambda: token_logprobs(logits, token, **sampling),
                      lambda: tf.zeros([tf.size(token), 2]))
@@ -306,6 +307,14 @@ def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, **
                tf.TensorArray(tf.float32, size=length, element_shape=n_batch + [2]), state))
     new = tf.range(n_new)
     return tf.transpose(tokens.gather(new)), tf.transpose(scores.gather(new), [1, 0, 2]), state
+
+
+def check_finite(logits):
+    """Return logits; a run raises InvalidArgumentError if one of them is not a finite number."""
+    # Their sum is not finite either, and is checked faster.
+    check = tf.debugging.check_numerics(tf.reduce_sum(logits), NOT_FINITE)
+    with tf.control_dependencies([check]):
+        return tf.identity(logits)
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None,

@@ -1,5 +1,4 @@
 """Fixtures: commands run as processes or in this process, and a small model to run them on."""
-import io
 import itertools
 import json
 import os
@@ -7,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import types
 
 import pytest
 
+import gpt2.cli  # noqa: F401
+import helpers
 import reference
 from helpers import Command
 
@@ -26,9 +26,9 @@ raise RuntimeError('TensorFlow was imported')
 """
 
 
-# A shell makes background processes ignore Ctrl-C, and our commands would inherit that.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell makes background processes ignore Ctrl-C, and our commands would inherit that; and
+# gpt2.cli, imported, lets Ctrl-C end a process at once.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # ---- commands ----------------------------------------------------------------------------------
@@ -40,49 +40,10 @@ def command():
     return Command
 
 
-class Terminal(io.TextIOWrapper):
-    """A stream that claims to be a terminal."""
-
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
-def call(monkeypatch):
-    """Run a command's function in this process: return (status, stdout, stderr).
-
-    call(train.train, train.OPTIONS, 'text.txt', '--steps', 10, stdin='')
-
-    Only what Python writes is returned: what libraries written in C write is for `command`.
-    With terminal=True, stdout claims to be a terminal.
-    """
-    from gpt2 import cli
-
-    def run(function, option_classes, *argv, stdin='', terminal=False):
-        stdin = stdin if isinstance(stdin, bytes) else stdin.encode('utf-8')
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, \
-                monkeypatch.context() as patch:
-            patch.setattr(sys, 'argv', [f'{function.__module__}.py'])
-            patch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(stdin)))
-            for name, file, kind in [('stdout', stdout, Terminal if terminal else io.TextIOWrapper),
-                                     ('stderr', stderr, io.TextIOWrapper)]:
-                patch.setattr(sys, name, kind(open(os.dup(file.fileno()), 'wb')))
-            status = 0
-            try:
-                cli.run(function, *option_classes, argv=[str(argument) for argument in argv])
-            except SystemExit as error:
-                status = error.code
-            sys.stdout.flush()
-            sys.stderr.flush()
-            return (status, *[read_all(file) for file in (stdout, stderr)])
-
-    return run
-
-
-def read_all(file):
-    """Return the UTF-8 text of an open binary file."""
-    file.seek(0)
-    return file.read().decode('utf-8', 'surrogateescape')
+def call():
+    """Run a command's function in this process, see helpers.call: (status, stdout, stderr)."""
+    return helpers.call
 
 
 def one_line(script, result):
@@ -136,6 +97,12 @@ def refused(bare):
         return one_line(script, bare(script, *args, **options))
 
     return run
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_folder(tmp_path_factory):
+    """Keep the user's own cache folder out of the tests."""
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
 
 
 # ---- a model -----------------------------------------------------------------------------------

@@ -1,9 +1,14 @@
 """What several test files share and that needs no fixture: paths, commands, statistics, peers."""
+import contextlib
+import io
 import math
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -43,6 +48,50 @@ class Command:
         env = dict(self.env, TERM='xterm', INPUTRC=os.devnull)
         return pexpect.spawn(self.arguments[0], self.arguments[1:], env=env, encoding='utf-8',
                              timeout=120, dimensions=(24, 200))
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def call(function, option_classes, *argv, stdin='', terminal=False):
+    """Run a command's function in this process: return (status, stdout, stderr).
+
+    call(train.train, train.OPTIONS, 'text.txt', '--steps', 10, stdin='')
+
+    Only what Python writes is returned: what libraries written in C write is for `Command`.
+    With terminal=True, stdout claims to be a terminal.
+    """
+    from gpt2 import cli
+    stdin = stdin if isinstance(stdin, bytes) else stdin.encode('utf-8')
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, \
+            contextlib.ExitStack() as patches:
+        def patch(name, value):
+            patches.enter_context(mock.patch.object(sys, name, value))
+        patch('argv', [f'{function.__module__}.py'])
+        patch('stdin', io.TextIOWrapper(io.BytesIO(stdin)))
+        for name, file, kind in [('stdout', stdout, Terminal if terminal else io.TextIOWrapper),
+                                 ('stderr', stderr, io.TextIOWrapper)]:
+            patch(name, kind(open(os.dup(file.fileno()), 'wb')))
+        status = 0
+        try:
+            cli.run(function, *option_classes, argv=[str(argument) for argument in argv])
+        except SystemExit as error:
+            status = error.code
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as it is in tests
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return (status, *[read_all(file) for file in (stdout, stderr)])
+
+
+def read_all(file):
+    """Return the UTF-8 text of an open binary file."""
+    file.seek(0)
+    return file.read().decode('utf-8', 'surrogateescape')
 
 
 def finish(process, stdin=''):

@@ -34,7 +34,8 @@ class FakeDecoder(Decoder):
     engine = 'fake'
 
     def __init__(self):
-        super().__init__(types.SimpleNamespace(n_vocab=N_VOCAB, n_ctx=N_CTX))
+        super().__init__(types.SimpleNamespace(
+            hparams=types.SimpleNamespace(n_vocab=N_VOCAB, n_ctx=N_CTX)))
         self.calls = []
 
     def reset(self, n_rows):

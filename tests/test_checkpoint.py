@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+import generate_unconditional_samples as unconditional
+import gpt2
 import reference
 from gpt2 import checkpoint, files, model_dir, runtime
 from gpt2.errors import ModelError
@@ -119,8 +121,8 @@ def test_the_graph_in_the_meta_file_is_not_needed(copy, restored, tiny):
 
 
 @pytest.mark.parametrize('numbers', [
-    {'n_ctx': 16}, {'n_ctx': 33}, {'n_ctx': 10**9}, {'n_embd': 8}, {'n_embd': 32}, {'n_layer': 1},
-    {'n_layer': 3}, {'n_layer': 10**12}, {'n_embd': 8, 'n_ctx': 64, 'n_layer': 7}], ids=str)
+    {'n_ctx': 16}, {'n_ctx': 33}, {'n_ctx': 10**7}, {'n_embd': 8}, {'n_embd': 32}, {'n_layer': 1},
+    {'n_layer': 3}, {'n_layer': 10**7}, {'n_embd': 8, 'n_ctx': 64, 'n_layer': 7}], ids=str)
 def test_shapes_that_disagree_with_hparams(copy, complaint, numbers):
     edit_hparams(copy, **numbers)
     message = complaint(copy)
@@ -404,3 +406,68 @@ def test_a_first_save_that_is_interrupted_leaves_whole_weights_or_none(
             assert not (path / 'checkpoint').exists()
             results.append(False)
     assert not results[0] and results[-1] and results == sorted(results)
+
+
+# ---- values that are not finite ----------------------------------------------------------------
+
+
+@pytest.fixture
+def spoiled(tiny, tmp_path):
+    """A function that writes the tiny model with changed weights; returns its flags."""
+    def write(change):
+        weights = {name: weight.copy() for name, weight in tiny.weights.items()}
+        change(weights)
+        reference.write_checkpoint(tmp_path / 'spoiled', tiny.hparams, weights)
+        return ['--model_name', 'spoiled', '--models_dir', str(tmp_path)]
+
+    return write
+
+
+def spoil(name, value):
+    def change(weights):
+        weights[name].flat[7] = value
+    return change
+
+
+def enlarge(weights):
+    for name in weights:
+        if name.endswith('mlp/c_fc/w'):
+            weights[name] *= np.float32(1e38)
+
+
+@pytest.mark.parametrize('engine', ['graph', 'lite'])
+@pytest.mark.parametrize('change, place', [
+    (spoil('model/wte', np.nan), 'model/wte'),
+    (spoil('model/h1/mlp/c_proj/b', np.inf), 'model/h1/mlp/c_proj/b'),
+    (spoil('model/ln_f/g', -np.inf), 'model/ln_f/g'), (enlarge, 'the output of block 0')],
+    ids=['NaN', 'infinity', '-infinity', 'overflow'])
+def test_what_is_not_finite_is_refused_in_sampling(call, spoiled, engine, change, place):
+    """It would look like a text: `!!!!`."""
+    if runtime.is_tensorflow_1() and engine == 'lite':
+        pytest.skip('the lite engine needs TensorFlow 2')
+    status, stdout, stderr = call(
+        unconditional.sample_model, unconditional.OPTIONS, *spoiled(change), '--nsamples', 1,
+        '--length', 3, '--engine', engine)
+    assert (status, stdout) == (1, '')
+    message = stderr.split('\n')[-2]
+    assert place in message and 'finite' in message and 'use other weights' in message
+
+
+@pytest.mark.parametrize('change', [spoil('model/h0/ln_1/b', np.nan), enlarge])
+def test_what_is_not_finite_is_refused_in_the_python_interface(spoiled, change):
+    flags = spoiled(change)
+    with gpt2.load(flags[1], models_dir=flags[3], engine='graph') as model:
+        for use in (lambda: model.generate('One', length=2), lambda: model.logits('One'),
+                    lambda: model.score('One'), lambda: list(model.stream('One', length=2))):
+            with pytest.raises(ModelError, match='finite'):
+                use()
+
+
+def test_finite_means_every_value():
+    assert checkpoint.is_finite(np.zeros([2, 3], np.float32))
+    assert checkpoint.is_finite(np.float32([3.4e38, -3.4e38, 1e-45]))
+    for value in (np.nan, np.inf, -np.inf):
+        for place in range(6):
+            array = np.zeros([2, 3], np.float32)
+            array.flat[place] = value
+            assert not checkpoint.is_finite(array)

@@ -19,7 +19,7 @@ import generate_conditional_samples as conditional
 import generate_unconditional_samples as unconditional
 import interactive_conditional_samples as interactive
 from gpt2 import cli, runtime
-from gpt2.errors import OptionError, UsageError
+from gpt2.errors import OptionError, UsageError, UserError
 from gpt2.options import PATH, SWITCH, TEXT, Options, choice, number, option, whole
 from gpt2.sampling.options import GenerationOptions, SamplingOptions
 from helpers import LONG, SRC
@@ -306,6 +306,37 @@ def test_what_an_error_of_the_system_becomes(call):
     status, _, stderr = call(fail, [DemoOptions], 'x\ny')
     assert (status, stderr) == (
         1, "test_cli.py: [Errno 2] No such file or directory: 'x\\ny'\n")
+
+
+def test_an_error_shows_no_control_characters_and_is_not_long(call):
+    def fail(source):
+        """Fail."""
+        raise UserError(source)
+
+    status, _, stderr = call(fail, [DemoOptions], '\x1b[2J\x07\ud800\u202e ü\udcff')
+    assert (status, stderr) == (1, 'test_cli.py: \\x1b[2J\\x07\\ud800\\u202e ü\udcff\n')
+    status, _, stderr = call(fail, [DemoOptions], 'x' * 10**6)
+    assert status == 1 and stderr.count('\n') == 1 and len(stderr) < 1100
+
+
+@pytest.mark.parametrize('error, words', [
+    (MemoryError(), 'too little memory'), (RuntimeError("can't start new thread"), 'threads')])
+def test_what_the_machine_lacks_is_one_line(call, error, words):
+    def fail():
+        """Fail."""
+        raise error
+
+    status, _, stderr = call(fail, [DemoOptions])
+    assert status == 1 and stderr.count('\n') == 1 and words in stderr
+
+
+def test_other_errors_are_bugs_and_keep_their_traceback(call):
+    def fail():
+        """Fail."""
+        raise RuntimeError('a bug')
+
+    with pytest.raises(RuntimeError, match='a bug'):
+        call(fail, [DemoOptions])
 
 
 def test_ctrl_c_ends_a_command_without_a_word(call):

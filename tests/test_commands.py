@@ -1,14 +1,17 @@
 """The sampling commands: their texts are the reference's, and they behave as processes should."""
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 
 import generate_unconditional_samples as unconditional
-from helpers import SRC, numbered, only_long
+from helpers import LONG, SRC, numbered, only_long
 
 UNCONDITIONAL = 'generate_unconditional_samples.py'
 CONDITIONAL = 'generate_conditional_samples.py'
@@ -110,6 +113,40 @@ def test_prompts_and_samples_are_utf_8_whatever_the_locale(command, tiny, tmp_pa
     for index, (prompt, record) in enumerate(zip('é🙂', found)):
         assert record['prompt'] == prompt and record['settings']['stop_at'] == '你好'
         assert [record['text']] == tiny.samples([index], seed=4, length=12, prompt=prompt)
+
+
+# ---- Ctrl-C ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('script, arguments', [
+    (UNCONDITIONAL, ['--nsamples', 3, '--length', 20]), (INTERACTIVE, ['--length', 20]),
+    (CONDITIONAL, ['--prompts', '-', '--length', 20, '--engine', 'graph']),
+    ('train.py', ['text.txt', '--output', 'new', '--steps', 3]),
+    ('evaluate.py', ['score', 'text.txt']), ('convert.py', ['tiny', 'new', '--to', 'tensorflow'])],
+    ids=lambda value: value if isinstance(value, str) else '')
+def test_ctrl_c_at_any_moment_never_shows_a_traceback(command, tiny, tmp_path, script, arguments):
+    """From the first line of the script, before which Python has no way to be silent."""
+    (tmp_path / 'text.txt').write_text('One two three four. ' * 50)
+    (tmp_path / 'tiny').symlink_to(tiny.path)
+    flags = ['--models_dir', tmp_path] + (['--model_name', 'tiny'] if 'convert' not in script
+                                          else [])
+    moments = random.Random(script)
+    for _ in range(200 if LONG else 3):
+        for name in ('new', 'lite'):
+            shutil.rmtree(str(tmp_path / name), ignore_errors=True)
+        process = command(script, *arguments, *flags).start(cwd=str(tmp_path))
+        process.stdin.write(b'One\nTwo\n')
+        process.stdin.close()
+        process.stdin = None
+        time.sleep(0.1 + moments.random() * moments.choice([0.3, 2, 8]))
+        process.send_signal(signal.SIGINT)
+        try:
+            _, stderr = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=20)
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        assert b'Traceback' not in stderr and b'Exception ignored' not in stderr, stderr
 
 
 # ---- pipes -------------------------------------------------------------------------------------

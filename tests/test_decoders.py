@@ -392,7 +392,7 @@ def test_two_decoders_do_not_disturb_each_other(small, decoders, engine):
     first.reset(1)
     first.prefill([0], PROMPTS[2])
     begun, _ = first.decode(10, WARPED, numbers[:, :10])
-    second = (GraphDecoder(first._session, small.hparams) if engine == 'graph' else
+    second = (GraphDecoder(first._session, small.opened) if engine == 'graph' else
               open_decoder(small.opened, 'lite'))
     second.reset(3)
     second.prefill([0, 1, 2], PROMPTS[4])

@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 from unittest import mock
 
@@ -475,6 +476,33 @@ def test_the_work_on_a_long_word_is_proportional_to_its_length(kind):
 def test_a_very_long_word_round_trips(tiny, text):
     n = 200000 if LONG else 50000
     assert tiny.decode(tiny.encode(text * n)) == text * n
+
+
+@given(st.text('ab', min_size=1) | st.text('etaoin shrdlu', min_size=1) | st.text(min_size=1),
+       st.integers(1, 9))
+def test_the_pieces_of_a_long_word_give_the_same_tokens(released, word, size):
+    data = word.encode('utf-8', 'replace')
+    with mock.patch.object(encoder_module, 'PIECE', size):
+        assert released._merge_pieces(data) == released._merge(data)
+
+
+@pytest.mark.parametrize('word', ['a', 'ab', 'ACGT', '0123456789', '=', '漢字', '\\x00', 'lorem'])
+def test_real_pieces_give_the_same_tokens(released, word):
+    data = (word * 10**6).encode('utf-8')[:3 * encoder_module.PIECE + 7]
+    assert released._merge_pieces(data) == released._merge(data)
+
+
+def test_a_long_word_takes_bounded_memory(released):
+    def peak(text):
+        tracemalloc.start()
+        released.encode(text)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    text = 'abcdefghij' * 50000
+    released.encode(text[:100000])
+    assert peak(text) - peak(text[:100000]) < 20 * 400000
 
 
 def test_the_word_cache_is_bounded_and_leaves_long_words_out():

@@ -360,6 +360,66 @@ def test_ctrl_c_keeps_what_is_finished(tiny, data_dir, tmp_path):
     assert [result['task'] for result in json.loads(output.read_text())] == ['lambada']
 
 
+def test_two_runs_on_one_output_keep_both_results(call, tiny, data_dir, tmp_path, monkeypatch):
+    output, run_task = tmp_path / 'results.json', run.run_task
+
+    def slow(name, *args):
+        result = run_task(name, *args)
+        if name == 'lambada':  # meanwhile, the other run
+            call(evaluate.evaluate, OPTIONS, 'ptb', *tiny.flags, '--data_dir', data_dir, '--output',
+                 output)
+        return result
+
+    monkeypatch.setattr(run, 'run_task', slow)
+    call(evaluate.evaluate, OPTIONS, 'lambada', *tiny.flags, '--data_dir', data_dir, '--output',
+         output)
+    assert [result['task'] for result in json.loads(output.read_text())] == ['ptb', 'lambada']
+
+
+# ---- numbers that are no figures ---------------------------------------------------------------
+
+@pytest.fixture
+def changed(tiny, tmp_path):
+    """A function that writes the tiny model with other weights; returns its flags."""
+    def write(change):
+        weights = {name: change(name, weight) for name, weight in tiny.weights.items()}
+        reference.write_checkpoint(tmp_path / 'changed', tiny.hparams, weights)
+        return ['--model_name', 'changed', '--models_dir', str(tmp_path)]
+
+    return write
+
+
+@pytest.mark.parametrize('task', ['lambada', 'ptb', 'score'])
+def test_a_model_that_is_no_number_has_no_score(call, changed, data_dir, task):
+    """Its ranks would all be 1: it would score 100 % on LAMBADA."""
+    flags = changed(lambda name, weight: weight * np.nan if name == 'model/h1/ln_1/b' else weight)
+    file = data_dir / ('ptb.test.txt' if task == 'ptb' else 'lambada_test.jsonl')
+    status, _, stderr = call(evaluate.evaluate, OPTIONS, task, file, *flags)
+    assert status == 1 and stderr.count('\n') == 1
+    assert 'model/h1/ln_1/b' in stderr and 'finite' in stderr
+
+
+def test_a_perplexity_too_large_for_a_number(call, changed, data_dir, tmp_path):
+    flags = changed(lambda name, weight: weight * 300 if name == 'model/ln_f/g' else weight)
+    output, page = tmp_path / 'scores.jsonl', tmp_path / 'page.html'
+    (tmp_path / 'text').write_text('漢' * 200, encoding='utf-8')
+    status, _, stderr = call(evaluate.evaluate, OPTIONS, 'score', tmp_path / 'text', *flags,
+                             '--output', output, '--html', page)
+    assert (status, stderr) == (0, '')
+    scores = json.loads(output.read_text(encoding='utf-8'), parse_constant=pytest.fail)
+    assert scores['perplexity'] is None and math.isfinite(scores['mean_log_prob'])
+    assert 'above 1e308' in page.read_text(encoding='utf-8')
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, 'ptb', data_dir / 'ptb.test.txt',
+                                  *flags, '--output', tmp_path / 'results.json')
+    assert (status, stderr) == (0, '') and re.search('perplexity of a word +-', stdout)
+    json.loads((tmp_path / 'results.json').read_text(), parse_constant=pytest.fail)
+
+
+def test_bytes_without_a_character(score):
+    _, (per_byte, per_character) = tasks.measure_bytes(score, b'\x80')
+    assert per_byte.value > 0 and per_character.value is None
+
+
 # ---- what is refused ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize('arguments, status, words', [

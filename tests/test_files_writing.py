@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -497,16 +498,20 @@ def test_a_lock_excludes_other_processes_until_it_is_closed(path):
     code = """
 import sys
 with open(sys.argv[1], 'a') as file:
-    print(files.lock(file), flush=True)
+    try:
+        print(files.lock(file), flush=True)
+    except BlockingIOError:
+        print('locked', flush=True)
     sys.stdin.readline()
 """
     first, second = start_python(code, path), None
     try:
         assert first.stdout.readline() == b'True\n'
         second = start_python(code, path)
-        assert second.communicate(b'\n')[0] == b'False\n'
+        assert second.communicate(b'\n')[0] == b'locked\n'
         with open(str(path), 'a') as file:
-            assert files.lock(file) is False
+            with pytest.raises(BlockingIOError):
+                files.lock(file)
             first.kill()  # ends the lock, too
             first.wait()
             assert files.lock(file) is True
@@ -526,10 +531,128 @@ def test_a_file_system_without_locks_lets_everybody_in(path, monkeypatch, error)
     fcntl = pytest.importorskip('fcntl')
     monkeypatch.setattr(fcntl, 'flock', flock)
     with open(str(path), 'a') as file:
-        assert files.lock(file) is True
+        assert files.lock(file) is False
+    with files.locked(str(path)) as status:
+        assert status is None
     monkeypatch.setattr(files, 'fcntl', None)  # Windows
     with open(str(path), 'a') as file:
-        assert files.lock(file) is True
+        assert files.lock(file) is False
+    with files.locked(str(path)) as status:
+        assert status is None
+
+
+# ---- leftovers ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leftovers(path):
+    """A function that makes a partial file or folder, as old as it says; returns its path."""
+    files.remove_leftovers.cache_clear()
+
+    def make(name, seconds, is_folder=False):
+        made = path.parent / name
+        if is_folder:
+            made.mkdir()
+            (made / 'file').write_text('half')
+        else:
+            made.write_text('half')
+        os.utime(str(made), (time.time() - seconds,) * 2)
+        return made
+
+    return make
+
+
+def test_the_next_run_removes_what_a_killed_one_left(leftovers, path):
+    old = [leftovers(f'.{"0" * 15}{n}.partial', 3600, is_folder=n > 1) for n in range(3)]
+    kept = [leftovers(name, seconds) for name, seconds in [
+        (f'.{"1" * 16}.partial', 10), ('.mine.partial', 3600), (f'{"2" * 16}.partial', 3600),
+        (f'.{"3" * 16}.partial2', 3600), (f'.{"G" * 16}.partial', 3600)]]
+    files.write_file(str(path), ['x'])
+    assert not any(map(os.path.exists, map(str, old))) and all(map(os.path.exists, map(str, kept)))
+
+
+@pytest.mark.parametrize('is_folder', [False, True])
+def test_what_another_process_is_writing_is_no_leftover(leftovers, path, is_folder):
+    pytest.importorskip('fcntl')
+    old = leftovers(f'.{"0" * 16}.partial', 3600, is_folder)
+    code = """
+import sys
+with files.locked(sys.argv[1]):
+    print('locked', flush=True)
+    sys.stdin.readline()
+"""
+    other = start_python(code, old)
+    try:
+        assert other.stdout.readline() == b'locked\n'
+        files.write_file(str(path), ['x'])
+        assert old.exists()
+    finally:
+        other.communicate(b'\n')
+    files.remove_leftovers.cache_clear()
+    files.write_file(str(path), ['x'])
+    assert not old.exists()
+
+
+def test_a_link_in_the_place_of_a_leftover_is_left_alone(leftovers, path):
+    target = leftovers('target', 3600)
+    link = path.parent / f'.{"0" * 16}.partial'
+    link.symlink_to(str(target))
+    files.write_file(str(path), ['x'])
+    assert link.is_symlink() and target.read_text() == 'half'
+
+
+def test_a_file_is_locked_while_it_is_written(path):
+    pytest.importorskip('fcntl')
+    with files.new_file(str(path)) as file, pytest.raises(BlockingIOError):
+        with files.locked(file.name):
+            pass
+    folder = path.parent / 'folder'
+    with files.new_folder(str(folder)) as partial, pytest.raises(BlockingIOError):
+        with files.locked(partial):
+            pass
+
+
+# ---- the cache folder --------------------------------------------------------------------------
+
+
+def test_the_cache_folder_is_private(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    assert files.cache_folder() == str(tmp_path / 'cache' / 'gpt2')
+    assert stat.S_IMODE(os.stat(files.cache_folder()).st_mode) == 0o700
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert files.cache_folder() == str(tmp_path / '.cache' / 'gpt2')
+
+
+def test_the_cache_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    files.cache_folder()
+    monkeypatch.setattr(os, 'getuid', lambda: 12345)
+    with pytest.raises(OSError, match='another user'):
+        files.cache_folder()
+
+
+# ---- files that users name ---------------------------------------------------------------------
+
+
+def test_devices_are_not_read(tmp_path):
+    for name in ('/dev/zero', os.devnull):
+        with pytest.raises(UserError, match='neither a file nor a pipe'):
+            files.read_bytes(name)
+    with pytest.raises(UserError, match='directory'):
+        files.read_bytes(str(tmp_path))
+
+
+def test_pipes_are_read_to_their_end_and_never_waited_for(path):
+    os.mkfifo(str(path))
+    assert files.read_bytes(str(path)) == b''
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=lambda: (time.sleep(0.2), os.write(writing, b'late'),
+                                              os.close(writing)))
+    thread.start()
+    assert files.read_bytes(f'/dev/fd/{reading}') == b'late'
+    thread.join()
+    os.close(reading)
 
 
 # ---- JSON --------------------------------------------------------------------------------------

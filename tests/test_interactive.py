@@ -222,7 +222,7 @@ class Speaker(Decoder):
     """A decoder that says the same tokens in every row, whatever the prompt."""
 
     def __init__(self, hparams, tokens):
-        super().__init__(hparams)
+        super().__init__(types.SimpleNamespace(hparams=hparams))
         self._tokens = tokens
 
     def reset(self, n_rows):

@@ -4,6 +4,7 @@ What it shares with the graph, and the texts, are in test_decoders.py. A folder 
 is complete or not there.
 """
 import fractions
+import hashlib
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from hypothesis import strategies
 
 import reference
 import sample
-from gpt2 import runtime
+from gpt2 import files, runtime
 from gpt2.errors import ModelError, UserError
 from gpt2.lite import converted
 from gpt2.lite import logits as lite_logits
@@ -95,8 +96,9 @@ def small_prompts():
 
 @needs_engine
 def test_a_converted_folder_holds_the_embeddings_and_each_subgraph(opened):
-    folder = converted.converted_folder(opened.path, 'float32')
-    names = [f'head{i}.tflite' for i in range(4)] + [f'part{i}.tflite' for i in range(3)]
+    folder = converted.converted_folders(opened.path, 'float32')[0]
+    names = [f'head{i}.tflite' for i in range(4)] + ['manifest.json'] + [
+        f'part{i}.tflite' for i in range(3)]
     assert sorted(os.listdir(folder)) == [*names, 'wpe.npy', 'wte.npy']
     weights = reference.random_weights(TINY, 5)
     for name in ('wte', 'wpe'):
@@ -107,7 +109,7 @@ def test_a_converted_folder_holds_the_embeddings_and_each_subgraph(opened):
 @needs_engine
 def test_a_folder_is_converted_once(fresh, fast_convert):
     folder = converted.find_or_convert(fresh, 'float32')
-    assert folder == converted.converted_folder(fresh.path, 'float32') and os.path.isdir(folder)
+    assert folder == converted.converted_folders(fresh.path, 'float32')[0] and os.path.isdir(folder)
     assert fast_convert == [(48, 'float32', n) for n in (1, 2, 2, 1)]
     assert converted.find_or_convert(fresh, 'float32') == folder and len(fast_convert) == 4
     other = converted.find_or_convert(fresh, 'int8')
@@ -120,7 +122,7 @@ def test_a_folder_is_converted_once(fresh, fast_convert):
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError('No space left on device')], ids=str)
 def test_a_conversion_is_complete_or_absent(fresh, fast_convert, monkeypatch, error):
     """Wherever it is interrupted; and then it can be done again."""
-    folder = converted.converted_folder(fresh.path, 'float32')
+    folder = converted.converted_folders(fresh.path, 'float32')[0]
     parent, convert = os.path.dirname(folder), export.convert
     for last in range(4):
         fast_convert.clear()
@@ -141,16 +143,16 @@ def test_a_conversion_is_complete_or_absent(fresh, fast_convert, monkeypatch, er
 @needs_engine
 def test_another_process_may_be_faster(fresh, fast_convert, monkeypatch):
     """Both then use what the first one has converted."""
-    folder = converted.converted_folder(fresh.path, 'float32')
-    subgraphs = export.export_subgraphs
+    folder = converted.converted_folders(fresh.path, 'float32')[0]
+    subgraphs = export.export
 
     def slow(*args):
-        monkeypatch.setattr(export, 'export_subgraphs', subgraphs)
+        monkeypatch.setattr(export, 'export', subgraphs)
         subgraphs(*args)
         converted.find_or_convert(fresh, 'float32')  # meanwhile, in the other process
         open(os.path.join(folder, 'by the other'), 'w').close()
 
-    monkeypatch.setattr(export, 'export_subgraphs', slow)
+    monkeypatch.setattr(export, 'export', slow)
     assert converted.find_or_convert(fresh, 'float32') == folder
     assert 'by the other' in os.listdir(folder)
     assert os.listdir(os.path.dirname(folder)) == [os.path.basename(folder)]
@@ -215,16 +217,107 @@ def test_who_can_read_the_model_can_read_what_was_converted(fresh, fast_convert)
     assert os.stat(folder).st_mode & 0o777 == 0o755
 
 
+# ---- damage --------------------------------------------------------------------------------------
+
+def cut(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def flip(path):
+    with open(path, 'r+b') as file:
+        data = file.read()
+        file.seek(len(data) // 2)
+        file.write(bytes([data[len(data) // 2] ^ 1]))
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+@needs_engine
+@pytest.mark.parametrize('name, damage', [
+    *[(name, damage) for name in ('part0.tflite', 'head0.tflite', 'wte.npy', 'wpe.npy')
+      for damage in (cut, flip, empty, os.remove)],
+    *[('manifest.json', damage) for damage in (cut, empty, os.remove)]],
+    ids=lambda value: getattr(value, '__name__', value))
+def test_damaged_weights_are_converted_again(fresh, fast_convert, name, damage):
+    """Loading them would crash: SIGSEGV."""
+    folder = converted.find_or_convert(fresh, 'float32')
+    good = {file: checksum_of(folder, file) for file in os.listdir(folder)
+            if file != 'manifest.json'}
+    damage(os.path.join(folder, name))
+    assert converted.find(fresh.path, 'float32') is None
+    assert converted.find_or_convert(fresh, 'float32') == folder
+    assert {file: checksum_of(folder, file) for file in good} == good
+    assert converted.find(fresh.path, 'float32') == folder
+
+
+def checksum_of(folder, name):
+    with open(os.path.join(folder, name), 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+@needs_engine
+def test_a_file_that_does_not_belong_there_is_damage(fresh, fast_convert):
+    folder = converted.find_or_convert(fresh, 'float32')
+    shutil.copy(os.path.join(folder, 'head0.tflite'), os.path.join(folder, 'head1.tflite'))
+    assert converted.find(fresh.path, 'float32') is None
+    assert 'head1.tflite' not in os.listdir(converted.find_or_convert(fresh, 'float32'))
+
+
+@needs_engine
+@pytest.mark.parametrize('text', [
+    '{}', '[]', '{"sha256": [], "state": {}}', '{"sha256": {"a": 1}, "state": null}',
+    '{"sha256": 5, "state": 5}', '[' * 10**5])
+def test_a_manifest_may_hold_anything(fresh, fast_convert, text):
+    folder = converted.find_or_convert(fresh, 'float32')
+    with open(os.path.join(folder, 'manifest.json'), 'w') as file:
+        file.write(text)
+    assert converted.find(fresh.path, 'float32') is None
+    assert converted.find_or_convert(fresh, 'float32') == folder
+
+
+@needs_engine
+def test_what_was_only_copied_or_touched_is_read_once_and_kept(fresh, fast_convert, monkeypatch):
+    folder, calls = converted.find_or_convert(fresh, 'float32'), []
+    checksum = converted.checksum
+    monkeypatch.setattr(converted, 'checksum', lambda *args: calls.append(args) or checksum(*args))
+    assert converted.find(fresh.path, 'float32') == folder and not calls
+    os.utime(os.path.join(folder, 'part0.tflite'), (1, 1))
+    assert converted.find(fresh.path, 'float32') == folder
+    assert calls == [(folder, 'part0.tflite')]
+    assert converted.find(fresh.path, 'float32') == folder and len(calls) == 1
+
+
+@needs_engine
+def test_where_the_model_is_read_only_the_cache_has_what_is_converted(fresh, fast_convert,
+                                                                      monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    writable = files.check_writable
+
+    def check_writable(folder):
+        if folder.startswith(fresh.path):
+            raise PermissionError(13, 'Permission denied', folder)
+        writable(folder)
+
+    monkeypatch.setattr(files, 'check_writable', check_writable)
+    folder = converted.find_or_convert(fresh, 'float32')
+    assert folder.startswith(str(tmp_path / 'cache' / 'gpt2' / 'lite'))
+    assert converted.find_or_convert(fresh, 'float32') == folder and len(fast_convert) == 4
+    converted.find_or_convert(fresh, 'int8')
+    assert len(os.listdir(os.path.dirname(folder))) == 2
+
+
 # ---- which engine --------------------------------------------------------------------------------
 
 @needs_engine
 def test_auto_takes_converted_weights_and_never_converts(fresh, fast_convert, monkeypatch):
-    monkeypatch.setattr(lite_decoder, 'LiteDecoder', lambda folder, hparams: folder)
+    monkeypatch.setattr(lite_decoder, 'LiteDecoder', lambda folder, model_dir: folder)
     monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir: 'graph')
     monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
     assert engines.open_decoder(fresh) == 'graph'
     assert not os.path.exists(os.path.join(fresh.path, 'lite'))
-    folders = {dtype: converted.converted_folder(fresh.path, dtype)
+    folders = {dtype: converted.converted_folders(fresh.path, dtype)[0]
                for dtype in ('float32', 'int8')}
     assert engines.open_decoder(fresh, 'lite') == folders['float32']
     assert engines.open_decoder(fresh) == folders['float32']
@@ -239,7 +332,7 @@ def test_tensorflow_1_has_the_graph_alone(fresh, monkeypatch):
     monkeypatch.setattr(runtime, 'is_tensorflow_1', lambda: True)
     monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir: 'graph')
     monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
-    os.makedirs(converted.converted_folder(fresh.path, 'float32'))
+    os.makedirs(converted.converted_folders(fresh.path, 'float32')[0])
     assert engines.open_decoder(fresh) == 'graph'
     for chosen in [('lite', 'float32'), ('lite', 'int8'), ('auto', 'int8')]:
         with pytest.raises(UserError, match='the lite engine needs TensorFlow 2, and this is .*; '
@@ -254,7 +347,7 @@ def test_a_subgraph_takes_any_number_of_tokens(opened, decoder):
     """The first one, held to the reference: normalization, queries, keys and values."""
     weights = reference.random_weights(TINY, 5)
     subgraph = interpreter.Subgraph(os.path.join(
-        converted.converted_folder(opened.path, 'float32'), 'part0.tflite'))
+        converted.converted_folders(opened.path, 'float32')[0], 'part0.tflite'))
     for n in (1, 5, 2, 2, 300, 1):
         x = np.float32(np.random.RandomState(n).randn(n, 48))
         found, qkv = subgraph(x)

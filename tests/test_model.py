@@ -3,6 +3,7 @@
 The shapes in these tests carry the letters of `model.py`: B, S, P, L, H, D, E, V.
 """
 import math
+import types
 
 import numpy as np
 import pytest
@@ -354,7 +355,7 @@ def everything():
     """A graph with all that is built on a model, and its session."""
     with tf.Graph().as_default() as graph, tf.Session() as session:
         hparams = make_hparams(ODD)
-        GraphDecoder(session, hparams)
+        GraphDecoder(session, types.SimpleNamespace(hparams=hparams))
         context = tf.placeholder(tf.int32, [2, None])
         sample.sample_sequence(hparams=hparams, length=3, context=context, top_k=5, top_p=0.9,
                                temperature=tf.placeholder(tf.float32, []))

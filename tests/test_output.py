@@ -310,12 +310,41 @@ def test_a_txt_must_fit_the_file_beside_it(sample, sample_error, tmp_path):
     assert json.loads(beside.read_text(encoding='utf-8'))['settings']['seed'] == 5
 
 
+@pytest.mark.parametrize('seed', ['abc', -1, 1.5, True, None, 2**64, [1]], ids=repr)
+@both_formats
+def test_a_file_with_a_seed_that_cannot_be_is_refused(sample, call, tiny, tmp_path, name, seed):
+    path = tmp_path / name
+    sample(unconditional.sample_model, '--nsamples', 2, '--output', path)
+    for file in tmp_path.iterdir():
+        file.write_text(re.sub('"seed": 4', f'"seed": {json.dumps(seed)}',
+                               file.read_text(encoding='utf-8')), encoding='utf-8')
+    before = contents(tmp_path)
+    status, stdout, stderr = call(unconditional.sample_model, unconditional.OPTIONS, *tiny.flags,
+                                  '--nsamples', 4, '--length', 12, '--output', path)
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1) and name in stderr
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize('content', [b'mine', b'{}', b'[]', b'[' * 10**5, b'{"settings": {}}'],
+                         ids=lambda content: repr(content[:9]))
+def test_settings_of_something_else_are_not_replaced(refuse, unloaded, tmp_path, content):
+    (tmp_path / 'a.txt.settings.json').write_bytes(content)
+    status, message = refuse(unconditional.sample_model, unconditional.OPTIONS, *unloaded,
+                             '--nsamples', 2, '--output', tmp_path / 'a.txt')
+    assert status == 1 and 'a.txt.settings.json' in message
+    assert (tmp_path / 'a.txt.settings.json').read_bytes() == content
+
+
 @pytest.mark.pure
 @pytest.mark.parametrize('name, content', [
+    ('a.jsonl', b'{"index": 0, "model": "m", "seed": 1, "settings": ' + b'[' * 10**5 + b'}\n'),
+    ('a.jsonl', b'{"index": ' + b'9' * 5000 + b', "model": "m", "seed": 1, "settings": {}}\n'),
     ('a.jsonl', b'{"text": "mine"}\n'), ('a.jsonl', b'no newline'), ('a.jsonl', b'[1]\n'),
     ('a.jsonl', b'{"index": 0, "text": "mine"}\n'), ('a.jsonl', b'{"index": 0, x}\n'),
     ('a.jsonl', b'{"index": 0, "model": "m", "seed": 1, "settings": 3}\n'),
-    ('a.jsonl', b'\xff\n'), ('a.txt', b'my own text\n')], ids=repr)
+    ('a.jsonl', b'\xff\n'), ('a.txt', b'my own text\n')],
+                         ids=lambda value: repr(value[:60]))
 def test_a_file_of_something_else_is_not_touched(refuse, unloaded, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     status, message = refuse(unconditional.sample_model, unconditional.OPTIONS, *unloaded,

@@ -668,6 +668,29 @@ def test_a_refused_training_can_be_corrected(loop, models, book, saved, monkeypa
     assert saved(models / 'mine')
 
 
+def test_weights_that_are_not_finite_are_named(loop, tiny, models, book):
+    """It is not the learning rate's fault."""
+    weights = dict(tiny.weights)
+    weights['model/h1/mlp/c_fc/b'] = weights['model/h1/mlp/c_fc/b'] * np.float32(np.nan)
+    reference.write_checkpoint(models / 'tiny', tiny.hparams, weights)
+    with pytest.raises(UserError, match='model/h1/mlp/c_fc/b has values that are no finite'):
+        train_here(models, book)
+
+
+@pytest.mark.parametrize('name', ['training/lock', 'metrics.jsonl'])
+@pytest.mark.parametrize('kind', ['fifo', 'link'])
+def test_a_planted_pipe_or_link_is_refused(models, book, copied, name, kind):
+    path = copied / name
+    path.unlink()
+    if kind == 'fifo':
+        os.mkfifo(str(path))
+    else:
+        path.symlink_to('target')
+    with pytest.raises(UserError, match=os.path.basename(name)):
+        train_here(models, book, resume=True)
+    assert not (path.parent / 'target').exists()
+
+
 def test_a_model_that_is_locked_is_not_trained(models, book, copied):
     with open(str(copied / 'training' / 'lock'), 'w') as file:
         assert files.lock(file)

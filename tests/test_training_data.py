@@ -6,6 +6,7 @@ import pickle
 import shutil
 import signal
 import stat
+import tempfile
 import time
 
 import numpy as np
@@ -232,22 +233,87 @@ def test_nobody_reads_tokens_who_may_not_read_the_text(model_1m, tmp_path, modes
     assert stat.S_IMODE((tmp_path / tokens).stat().st_mode) == expected
 
 
-def test_where_the_folder_is_read_only_the_tokens_go_elsewhere(model_1m, tmp_path, monkeypatch):
+def test_where_the_folder_is_read_only_the_tokens_go_to_the_cache(model_1m, tmp_path, monkeypatch):
     path = write(tmp_path / 'text.txt', 'To be')
-    elsewhere = tmp_path / 'elsewhere'
-    elsewhere.mkdir()
-    monkeypatch.setattr(data.tempfile, 'gettempdir', lambda: str(elsewhere))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    elsewhere = tmp_path / 'cache' / 'gpt2'
     really_open = os.open
 
-    def refuse(name, *args, **kwargs):
-        if os.path.dirname(str(name)) == str(tmp_path):
+    def refuse(name, flags, *args, **kwargs):
+        if os.path.dirname(str(name)) == str(tmp_path) and flags & os.O_CREAT:
             raise PermissionError(13, 'Permission denied', name)
-        return really_open(name, *args, **kwargs)
+        return really_open(name, flags, *args, **kwargs)
     monkeypatch.setattr(data.files.os, 'open', refuse)
     assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
     assert file_names(elsewhere)[0].startswith('tokens-')
     monkeypatch.setattr(data, 'encode_files', None)
     assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
+
+
+def planted(path, model_dir, tokens):
+    """Replace the tokens of a text by others; return the file."""
+    data.open_dataset(str(path), model_dir)
+    file, = path.parent.glob('*tokens-*')
+    file.write_bytes(tokens)
+    return file
+
+
+@pytest.mark.parametrize('tokens', [b'\xff\xff', b'\0\0\0', b'\0' * 10 + b'\xff' * 2], ids=repr)
+def test_tokens_that_cannot_be_are_encoded_again(model_1m, tmp_path, tokens):
+    """An id that is not in the vocabulary, half an id."""
+    path = write(tmp_path / 'text.txt', 'To be')
+    file = planted(path, model_1m, tokens)
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
+    assert file.read_bytes() != tokens
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='only root can give files away')
+def test_the_tokens_of_somebody_else_are_encoded_again(model_1m, tmp_path):
+    """Unless the text is theirs, too."""
+    path = write(tmp_path / 'text.txt', 'To be')
+    os.chown(str(planted(path, model_1m, b'\1\0')), 12345, 12345)
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
+    os.chown(str(planted(path, model_1m, b'\1\0')), 12345, 12345)
+    os.chown(str(path), 12345, 12345)
+    assert open_tokens(path, model_1m) == [1]
+
+
+def test_a_link_to_tokens_is_not_followed(model_1m, tmp_path):
+    path = write(tmp_path / 'text.txt', 'To be')
+    file = planted(path, model_1m, b'\1\0')
+    file.rename(tmp_path / 'target')
+    file.symlink_to('target')
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
+    assert (tmp_path / 'target').read_bytes() == b'\1\0'
+
+
+def test_nothing_is_looked_for_in_the_shared_temporary_folder(model_1m, tmp_path, monkeypatch):
+    path = write(tmp_path / 'text.txt', 'To be')
+    file = planted(path, model_1m, b'\1\0')
+    (tmp_path / 'tmp').mkdir()
+    file.rename(tmp_path / 'tmp' / file.name[len('text.txt.'):])
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'tmp'))
+    assert open_tokens(path, model_1m) == encoded(model_1m, 'To be')
+
+
+@pytest.mark.parametrize('kind', ['fifo', '/dev/zero', '/dev/stdin'])
+def test_a_text_must_be_a_regular_file(model_1m, tmp_path, kind):
+    """A pipe can be read only once, a device for ever."""
+    path = kind
+    if kind == 'fifo':
+        path = str(tmp_path / 'fifo')
+        os.mkfifo(path)
+    reading, writing = os.pipe()
+    stdin = os.dup(0)
+    try:
+        os.dup2(reading, 0)
+        with pytest.raises(UserError, match='it is not a regular file'):
+            data.open_dataset(path, model_1m)
+    finally:
+        os.dup2(stdin, 0)
+        for descriptor in (reading, writing, stdin):
+            os.close(descriptor)
+    assert file_names(tmp_path) in ([], ['fifo'])
 
 
 def test_killed_encoding_leaves_no_wrong_tokens(model_1m, tmp_path):

@@ -12,8 +12,13 @@ import os
 # engine. NumPy reads this when it is imported, so it is set before.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
-from gpt2.api import Model, Sample, Score, load  # noqa: E402
-from gpt2.errors import ModelError, OptionError, UsageError, UserError  # noqa: E402
-
 __all__ = ['Model', 'ModelError', 'OptionError', 'Sample', 'Score', 'UsageError', 'UserError',
            'load']
+
+
+def __getattr__(name):
+    """Import the interface when it is first used: the commands begin with other modules."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from gpt2 import api, errors
+    return getattr(errors if name.endswith('Error') else api, name)

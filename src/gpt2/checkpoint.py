@@ -5,6 +5,8 @@ import glob
 import os
 import re
 
+import numpy as np
+
 from gpt2 import files, model_dir, runtime
 from gpt2.errors import ModelError
 from gpt2.model_dir import SUFFIXES, read_checkpoint_state
@@ -23,6 +25,7 @@ def restore(session, directory):
     tf = runtime.import_tensorflow()
     prefix = model_dir.weights_prefix(directory)
     weights = model_weights()
+    runtime.require_memory(sum(weight.shape.num_elements() for weight in weights) * 4)
     with translate_errors(prefix):
         shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
         check_shapes(prefix, shapes, {weight.op.name: weight.shape.as_list() for weight in weights})
@@ -32,7 +35,8 @@ def restore(session, directory):
 def open_weights(prefix, hparams):
     """Return a function from the name of a weight to its value, a float32 array, without a graph.
 
-    Raises ModelError as `restore`; the function, too, where it finds damage.
+    Raises ModelError as `restore`; the function, too, where it finds damage, or a value that is not
+    a finite number.
     """
     tf = runtime.import_tensorflow()
     expected = dict(model_dir.weight_shapes(hparams))
@@ -47,7 +51,9 @@ def open_weights(prefix, hparams):
 
     def read(name):
         with translate_errors(prefix):
-            return reader.get_tensor(name)
+            value = reader.get_tensor(name)
+        check_finite(f'{prefix}.*', name, value)
+        return value
 
     return read
 
@@ -61,6 +67,38 @@ def translate_errors(prefix):
     except (tf.errors.OpError, ValueError, IndexError) as error:
         raise ModelError(f'{prefix}.* are damaged ({type(error).__name__}); download the model '
                          'again')
+
+
+def check_finite(path, name, weight):
+    """Raise ModelError if a weight, an array, has a value that is not a finite number."""
+    if not is_finite(weight):
+        raise ModelError(f'{path}: {name} has values that are no finite numbers; use other '
+                         'weights, or download the model again')
+
+
+def is_finite(array):
+    """Return whether all values of an array are finite numbers; NaN is a minimum and a maximum."""
+    return bool(np.isfinite([array.min(), array.max()]).all())
+
+
+def non_finite_error(opened):
+    """Return the ModelError for a ModelDir whose logits are not finite; it names the place."""
+    tf = runtime.import_tensorflow()
+    import model
+    hparams, prefix = opened.hparams, model_dir.weights_prefix(opened.path)
+    try:
+        read = open_weights(prefix, hparams)
+        for name, _ in model_dir.weight_shapes(hparams):
+            read(name)
+    except ModelError as error:
+        return error
+    with tf.Graph().as_default(), tf.Session() as session, model.variables():
+        model.hidden_states(hparams, tf.constant([[opened.encoder.end_of_text]]))
+        restore(session, opened.path)
+        blocks = session.run(tf.get_collection('checkpoints'))
+    places = [f'the output of block {i}' for i, h in enumerate(blocks) if not is_finite(h)]
+    return ModelError(f'{prefix}.*: the weights are too large: {(places + ["a logit"])[0]} is not '
+                      'finite; use other weights')
 
 
 def check_shapes(prefix, shapes, expected):

@@ -4,6 +4,13 @@ Python Fire assigns the arguments to the parameters of a function. The function 
 the command itself runs once all of them are known to be good.
 """
 
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C ends the process at once, until `run` begins: the imports would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import _thread
 import dataclasses
 import difflib
 import functools
@@ -17,6 +24,8 @@ import fire
 
 from gpt2.errors import OptionError, UsageError, UserError
 from gpt2.options import SWITCH
+
+LONGEST_LINE = 1000  # characters of an error, which may quote a file
 
 
 def run(command, *option_classes, argv=None):
@@ -33,6 +42,7 @@ def run(command, *option_classes, argv=None):
                for field in dataclasses.fields(option_class)}
     open_streams()
     try:
+        catch_sigint(True)
         arguments = parse(command, options, argv)
         if arguments is None:
             print(help_text(command, options))
@@ -43,7 +53,15 @@ def run(command, *option_classes, argv=None):
         fail(f'--{error}', 2)
     except UserError as error:
         fail(error, 2 if isinstance(error, UsageError) else 1)
+    except MemoryError:
+        hint = 'try a smaller --batch_size, or' if 'batch_size' in options else 'try to'
+        fail(f'there is too little memory; {hint} close other programs', 1)
+    except RuntimeError as error:
+        if 'new thread' not in str(error):
+            raise
+        fail('no more threads can be started; close other programs, or raise ulimit -u', 1)
     except KeyboardInterrupt:
+        catch_sigint(False)
         if sys.stderr.isatty():
             print(file=sys.stderr)
         sys.exit(130)
@@ -52,7 +70,27 @@ def run(command, *option_classes, argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # `head`, for one, closes the pipe early
             fail(error, 1)
+    finally:
+        catch_sigint(False)
 
+
+def catch_sigint(catch):
+    """Let Ctrl-C raise KeyboardInterrupt, or else end the process at once, without a traceback.
+
+    A process that ignores Ctrl-C, as nohup starts it, goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+        signal.signal(signal.SIGINT, signal.default_int_handler if catch else signal.SIG_DFL)
+    # Where Python cannot raise it, in a destructor say, it would print it. (From Python 3.8.)
+    sys.unraisablehook = raise_again if catch else getattr(sys, '__unraisablehook__', None)
+
+
+def raise_again(unraisable):
+    """Handle an exception that Python could not raise: raise a KeyboardInterrupt a moment later."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 def open_streams():
     """Make the standard streams UTF-8; replace those that are closed."""
@@ -65,8 +103,17 @@ def open_streams():
 
 def fail(error, status):
     """Exit with an error, in one line on stderr."""
-    print(f'{os.path.basename(sys.argv[0])}: {" ".join(str(error).split())}', file=sys.stderr)
+    line = f'{os.path.basename(sys.argv[0])}: {" ".join(str(error).split())}'
+    if len(line) > LONGEST_LINE:
+        line = f'{line[:LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2:]}'
+    print(printable(line), file=sys.stderr)
     sys.exit(status)
+
+
+def printable(line):
+    """Return a line with escapes instead of what a terminal would act on; bytes of names stay."""
+    return ''.join(char if char.isprintable() or '\udc80' <= char <= '\udcff' else
+                   char.encode('unicode_escape').decode('ascii') for char in line)
 
 
 def parse(command, options, argv):

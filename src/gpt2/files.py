@@ -8,9 +8,12 @@ import contextlib
 import functools
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import tempfile
+import time
 
 from gpt2.errors import UserError
 
@@ -18,6 +21,10 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
+
+
+PARTIAL = re.compile(r'\.[0-9a-f]{16}\.partial')  # names of what is not yet complete
+LEFTOVER_SECONDS = 60  # age of a partial file whose process may be taken for dead
 
 
 @contextlib.contextmanager
@@ -30,6 +37,7 @@ def new_file(path, mode=0o666):
     file = open(partial, 'xb', opener=functools.partial(os.open, mode=mode))
     try:
         with file:
+            lock(file)  # so that nobody takes it for a leftover
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -43,7 +51,39 @@ def new_file(path, mode=0o666):
 
 def partial_name(path):
     """Return a new name beside a path, which nobody can guess."""
-    return os.path.join(os.path.dirname(path), f'.{secrets.token_hex(8)}.partial')
+    folder = os.path.dirname(path)
+    remove_leftovers(folder)
+    return os.path.join(folder, f'.{secrets.token_hex(8)}.partial')
+
+
+@functools.lru_cache(maxsize=None)  # once in a process
+def remove_leftovers(folder):
+    """Remove partial files and folders of processes that were killed from a folder."""
+    names = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder or '.')
+    for name in filter(PARTIAL.fullmatch, names):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError), locked(path) as status:
+            if status and status.st_uid == os.getuid() and (
+                    time.time() - status.st_mtime > LEFTOVER_SECONDS):
+                (shutil.rmtree if stat.S_ISDIR(status.st_mode) else os.remove)(path)
+
+
+@contextlib.contextmanager
+def locked(path, wait=False):
+    """Lock a file or folder; yield its status, None where the system has no locks.
+
+    Raises OSError if it cannot be opened, or is locked by another process and not to be waited for.
+    """
+    if not fcntl:
+        yield None
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        yield os.fstat(descriptor) if lock(descriptor, wait) else None
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder):
@@ -91,11 +131,12 @@ def new_folder(path):
     partial = partial_name(path)
     os.mkdir(partial)
     try:
-        yield partial
-        for name in os.listdir(partial):
-            sync_file(os.path.join(partial, name))
-        sync_folder(partial)
-        os.rename(partial, path)
+        with locked(partial):  # so that nobody takes it for a leftover
+            yield partial
+            for name in os.listdir(partial):
+                sync_file(os.path.join(partial, name))
+            sync_folder(partial)
+            os.rename(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -117,16 +158,41 @@ def open_regular(path, flags, follow_links=False):
     return descriptor
 
 
-def lock(file):
-    """Lock an open file until it is closed; return False if another process has it locked."""
+def check_writable(folder):
+    """Raise OSError unless files can be written into a folder."""
+    tempfile.TemporaryFile(dir=folder or '.').close()
+
+
+def cache_path():
+    """Return where the user's own folder for what can be made again is, or would be."""
+    return os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'gpt2')
+
+
+def cache_folder():
+    """Return the `cache_path`, created if it is missing; no other user has access to it.
+
+    Raises OSError if it cannot be made, or belongs to another user.
+    """
+    folder = cache_path()
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if fcntl and os.stat(folder).st_uid != os.getuid():
+        raise OSError(0, 'it belongs to another user', folder)
+    return folder
+
+
+def lock(file, wait=False):
+    """Lock an open file or a descriptor until it is closed; return False if there are no locks.
+
+    Raises BlockingIOError if another process has it locked, unless it is to be waited for.
+    """
     try:
         if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return fcntl is not None
     except BlockingIOError:
-        return False
+        raise
     except OSError:  # this file system has no locks
-        return True
+        return False
 
 
 def parse_object(line, *fields):
@@ -150,14 +216,22 @@ def parse_object(line, *fields):
 
 def read_json(path):
     """Return the JSON object in a file. Raises OSError, or ValueError as `parse_object`."""
-    with open(path, 'rb') as file:
+    with open(open_regular(path, os.O_RDONLY, follow_links=True), 'rb') as file:
         return parse_object(file.read())
 
 
 def read_bytes(path):
-    """Return the bytes of a file that the user named. Raises UserError if it cannot be read."""
+    """Return the bytes of a file that the user named, or a pipe. Raises UserError."""
+    def opener(path, flags):  # does not wait for a pipe that nobody writes to
+        return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
+
     try:
-        with open(path, 'rb') as file:
+        with open(path, 'rb', opener=opener) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISFIFO(mode):
+                os.set_blocking(file.fileno(), True)
+            elif not stat.S_ISREG(mode):
+                raise OSError(0, 'it is neither a file nor a pipe', path)
             return file.read()
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}')

@@ -23,6 +23,7 @@ HPARAMS = ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
 VOCABULARY = ('encoder.json', 'vocab.bpe')
 SUFFIXES = ('.index', '.data-00000-of-00001', '.meta')  # of the files of a checkpoint
 RELEASED = ('124M', '355M', '774M', '1558M')
+LARGEST_SIZE = 10**7  # of any size of a model; larger numbers are damage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +114,9 @@ def check_sizes(path, values, names):
     for name in names:
         if name not in values:
             raise ModelError(f'{path} lacks {name}; download the model again')
-        if type(values[name]) is not int or values[name] < 1:
-            raise ModelError(f'{path}: {name} must be a whole number above 0, not '
-                             f'{json.dumps(values[name])}; correct the file')
+        if type(values[name]) is not int or not 1 <= values[name] <= LARGEST_SIZE:
+            raise ModelError(f'{path}: {name} must be a whole number from 1 to {LARGEST_SIZE}, not '
+                             f'{json.dumps(values[name])[:40]}; correct the file')
     if values['n_embd'] % values['n_head']:
         raise ModelError(f'{path}: n_embd, {values["n_embd"]}, must be a multiple of n_head, '
                          f'{values["n_head"]}; correct the file')

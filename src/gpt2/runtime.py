@@ -3,17 +3,47 @@
 import contextlib
 import ctypes
 import functools
+import math
 import os
+import re
 import signal
 import sys
 import warnings
 
 from gpt2.errors import UserError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 
 def processors():
     """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def require_memory(n_bytes):
+    """Raise MemoryError if this process cannot have so many more bytes.
+
+    Otherwise the system would kill it without a word, or libraries written in C++ would abort.
+    """
+    if n_bytes > available_memory():
+        raise MemoryError(f'{n_bytes} bytes')
+
+
+def available_memory():
+    """Return how many more bytes this process can have, on Linux; elsewhere infinity."""
+    try:
+        with open('/proc/meminfo', encoding='ascii') as file:
+            sizes = dict(re.findall(r'^(\w+): +(\d+) kB', file.read(), re.MULTILINE))
+        with open('/proc/self/statm', encoding='ascii') as file:
+            in_use = int(file.read().split()[0]) * resource.getpagesize()
+        available = 1024 * (int(sizes['MemAvailable']) + int(sizes['SwapFree']))
+    except (OSError, KeyError):
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # `ulimit -v`
+    return available if limit == resource.RLIM_INFINITY else min(available, limit - in_use)
 
 
 @functools.lru_cache(maxsize=None)
@@ -29,6 +59,15 @@ def import_tensorflow():
                         'python3 -m pip install -r requirements.txt')
     tf.logging.set_verbosity(tf.logging.ERROR)
     return tf
+
+
+@contextlib.contextmanager
+def memory_errors():
+    """Turn TensorFlow's error for a lack of memory into a MemoryError."""
+    try:
+        yield
+    except import_tensorflow().errors.ResourceExhaustedError as error:
+        raise MemoryError(error.message)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Letters in the shape comments are those of `model.py`; M is the number of tokens
 """
 
 import collections
+import math
 
 import numpy as np
 from tqdm import tqdm
@@ -28,6 +29,14 @@ Scores = collections.namedtuple('Scores', 'log_probs ranks filtered_ranks')
 def total_log_prob(scores):
     """Return the log probability of all tokens together, in nats."""
     return float(scores.log_probs.sum(dtype=np.float64))
+
+
+def exp(nats):
+    """Return e to the power of a number; None if that is too large for a float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return None
 
 
 def rolling_windows(n_tokens, n_ctx, stride, first):
@@ -72,7 +81,8 @@ class Scorer:
         """
         tf = runtime.import_tensorflow()
         import model
-        hparams = model_dir.hparams
+        self._model_dir = model_dir
+        self._hparams = hparams = model_dir.hparams
         self.n_ctx = hparams.n_ctx
         self._end_of_text = model_dir.encoder.end_of_text
         self._hide_progress = None if progress else True  # None: tqdm hides it off a terminal
@@ -93,8 +103,8 @@ class Scorer:
 
     def logits(self, tokens):
         """Return the logits of what follows each of S tokens, 1 to n_ctx: float32 [S, V]."""
-        return self._session.run(self._logits, {self._tokens: [tokens],
-                                                self._positions: range(len(tokens))})
+        return self._check_finite(self._session.run(
+            self._logits, {self._tokens: [tokens], self._positions: range(len(tokens))}))
 
     def loglikelihood_rolling(self, texts, batch_size=1, stride=32):
         """Return the Scores of whole texts, lists of token ids; otherwise see `loglikelihood`."""
@@ -140,12 +150,24 @@ class Scorer:
 
     def _score_batch(self, tokens, positions, targets):
         """Return the `token_scores` of targets, computing logits of a LOGITS_CHUNK at a time."""
-        run = self._session.run
-        hidden = run(self._hidden, {self._tokens: tokens, self._positions: positions})
-        chunks = [slice(i, i + LOGITS_CHUNK) for i in range(0, len(targets), LOGITS_CHUNK)]
-        scores = [run(self._scores, {self._hidden: hidden[chunk], self._targets: targets[chunk]})
-                  for chunk in chunks]
-        return [np.concatenate(values) for values in zip(*scores)]
+        run, chunks = self._session.run, range(0, len(targets), LOGITS_CHUNK)
+        n_rows, width = tokens.shape
+        # At the same time at least: queries, keys and values, and the scores of attention.
+        runtime.require_memory(4 * n_rows * width * (
+            3 * self._hparams.n_embd + self._hparams.n_head * width))
+        with runtime.memory_errors():
+            hidden = run(self._hidden, {self._tokens: tokens, self._positions: positions})
+            scores = [run(self._scores, {self._hidden: hidden[i:i + LOGITS_CHUNK],
+                                         self._targets: targets[i:i + LOGITS_CHUNK]})
+                      for i in chunks]
+        log_probs, *ranks = [np.concatenate(values) for values in zip(*scores)]
+        return [self._check_finite(log_probs), *ranks]
+
+    def _check_finite(self, values):
+        """Return an array of float32. Raises ModelError unless all of it are finite numbers."""
+        if not np.isfinite(values).all():
+            raise checkpoint.non_finite_error(self._model_dir)
+        return values
 
 
 def token_scores(logits, targets, allowed):

@@ -10,7 +10,7 @@ import string
 import numpy as np
 
 from gpt2 import files
-from gpt2.evaluation.loglikelihood import Scorer, total_log_prob
+from gpt2.evaluation.loglikelihood import Scorer, exp, total_log_prob
 
 GROUP = 64  # documents to score before their results are written
 
@@ -47,7 +47,7 @@ def summarize(tokens, scores, n_bytes):
     shares = [count / n if n else None for count in counts]
     return {'n_tokens': n, 'n_bytes': n_bytes, 'total_log_prob': total,
             'mean_log_prob': total / n if n else None,
-            'perplexity': math.exp(-total / n) if n else None,
+            'perplexity': exp(-total / n) if n else None,
             'bits_per_byte': -total / math.log(2) / n_bytes if n else None,
             'rank_shares': dict(zip(RANK_CLASSES, shares)), 'tokens': tokens,
             'log_probs': [float(f'{value:.6g}') for value in scores.log_probs],
@@ -67,7 +67,9 @@ def article(number, result, encoder):
     start = f'<article>\n<h2>Document {number}</h2>\n'
     if not result['n_tokens']:
         return f'{start}<p>This document is empty.</p>\n</article>\n'
-    cells = [('tokens', f'{result["n_tokens"]:,}'), ('perplexity', f'{result["perplexity"]:,.2f}'),
+    perplexity = result['perplexity']
+    cells = [('tokens', f'{result["n_tokens"]:,}'),
+             ('perplexity', 'above 1e308' if perplexity is None else f'{perplexity:,.2f}'),
              ('bits per byte', f'{result["bits_per_byte"]:.3f}'),
              ('log probability', f'{result["total_log_prob"]:,.1f}')]
     figures = ''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in cells)

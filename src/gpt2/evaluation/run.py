@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import os
-import tempfile
 import time
 
 from gpt2 import files
@@ -40,7 +39,7 @@ def check_outputs(source, *outputs):
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f'{path} is not a regular file; name another output')
         try:
-            tempfile.TemporaryFile(dir=os.path.dirname(path) or '.').close()
+            files.check_writable(os.path.dirname(path))
         except OSError as error:
             raise UserError(f'{path} cannot be written: {error.strerror}; name another output')
 
@@ -65,8 +64,7 @@ def evaluate_tasks(model_dir, options):
         if name in examples:
             results[name] = run_task(name, score, examples[name], settings)
             if options.output:
-                finished = [*read_results(options.output), results[name]]
-                files.write_file(options.output, [json.dumps(finished, indent=1)])
+                add_result(options.output, results[name])
         if name in results:
             print_result(results[name])
     missing = [f'{name} ({TASKS[name].files[0]})' for name in names if name not in results]
@@ -108,13 +106,20 @@ def read_results(path):
     raise UserError(f'{path} does not hold results of this script; name another --output')
 
 
+def add_result(path, result):
+    """Add a result to the file of results, to which other processes may add theirs."""
+    with files.locked(os.path.dirname(os.path.realpath(path)), wait=True):
+        results = [*read_results(path), result]
+        files.write_file(path, [json.dumps(results, indent=1)])
+
+
 def print_result(result):
     """Print the rows of one task."""
     stride = result['settings']['stride'] if result['task'] in STREAMS else None
     once = (result['examples'], figure(stride), f'{result["seconds"]:.0f} s')
     name = result['task']
     for row in result['measures']:
-        values = [figure(row[key]) for key in ('value', 'stderr', 'paper')]
+        values = [figure(row['value']) or '-', figure(row['stderr']), figure(row['paper'])]
         print(TABLE.format(name, row['measure'], *values, *once).rstrip(), flush=True)
         name, once = '', ('', '', '')
 

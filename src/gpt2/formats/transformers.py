@@ -10,7 +10,7 @@ import numpy as np
 
 import encoder
 from encoder import END_OF_TEXT
-from gpt2 import files
+from gpt2 import checkpoint, files
 from gpt2.errors import ModelError, UserError
 from gpt2.formats import safetensors
 from gpt2.formats.source import Source, absent
@@ -48,7 +48,9 @@ def open_source(folder, base):
     check_tensors(folder, tensors, hparams, config.get('tie_word_embeddings', True))
 
     def read(name):
-        array = safetensors.read_array(tensors[tensor_name(name)])
+        info = tensors[tensor_name(name)]
+        array = safetensors.read_array(info)
+        checkpoint.check_finite(info.path, tensor_name(name), array)
         return array[np.newaxis] if name.endswith('/w') else array
 
     return Source(hparams, vocabulary, lambda: read)
@@ -111,7 +113,8 @@ def weight_files(folder):
                         'with transformers and save it with save_pretrained')
     shards = read_json(index).get('weight_map')
     if not isinstance(shards, dict) or not all(
-            isinstance(name, str) and os.path.basename(name) == name for name in shards.values()):
+            isinstance(name, str) and os.path.basename(name) == name and is_unicode(name)
+            and '\0' not in name for name in shards.values()):
         raise UserError(f'{index} does not name the files of the weights; download it again')
     return [os.path.join(folder, name) for name in sorted(set(shards.values()))]
 

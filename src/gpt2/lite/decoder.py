@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gpt2 import runtime
+from gpt2 import checkpoint, runtime
 from gpt2.lite import logits as lite_logits
 from gpt2.lite.interpreter import Subgraph
 from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder
@@ -30,9 +30,11 @@ class LiteDecoder(Decoder):
 
     engine = 'lite'
 
-    def __init__(self, folder, hparams):
+    def __init__(self, folder, model_dir):
         """Load the subgraphs of a folder that `export` has written."""
-        super().__init__(hparams)
+        super().__init__(model_dir)
+        hparams = self.hparams
+        runtime.require_memory(sum(entry.stat().st_size for entry in os.scandir(folder)))
 
         def load(name):
             return Subgraph(os.path.join(folder, f'{name}.tflite'))
@@ -70,6 +72,8 @@ class LiteDecoder(Decoder):
         while len(tokens) < length and not (tokens and self._done.all()):
             x, a = self._forward(self._token[:, np.newaxis], self._position, self._cache)
             logits = self._logits(x, a)
+            if not np.isfinite(logits.sum()):
+                raise checkpoint.non_finite_error(self.model_dir)
             token = lite_logits.sample_token(
                 logits, None if options.greedy else uniforms[:, len(tokens)], options)
             if logprobs:
@@ -126,6 +130,7 @@ class LiteDecoder(Decoder):
         """Grow the cache, if need be, to n positions or more."""
         missing = n - self._cache[0].shape[-2]
         if missing > 0:
+            self._require_memory(n)
             more = self._empty_cache(math.ceil(missing / CACHE_POSITIONS) * CACHE_POSITIONS)
             for layer, cached in enumerate(self._cache):  # one after another, to need less memory
                 self._cache[layer] = np.concatenate([cached, more], axis=-2)

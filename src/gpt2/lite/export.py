@@ -9,41 +9,23 @@ Letters in the shape comments are those of `model.py`.
 import functools
 import math
 import os
-import shutil
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 import model
-from gpt2 import checkpoint, files
+from gpt2 import checkpoint
 from gpt2.model_dir import weights_prefix
 
 SLICE_BYTES = 40e6  # of float32 output weights to convert at a time
 
 
 def export(model_dir, dtype, folder):
-    """Convert the weights of a ModelDir to a dtype, 'float32' or 'int8', into a folder.
+    """Write the embeddings and all subgraphs of a ModelDir into a folder.
 
-    The folder is complete or not there, and can be removed at any time. Folders of other weights
-    beside it are removed. Raises ModelError if the weights are damaged, and OSError if the folder
-    cannot be written.
+    `dtype` is that of the weights, 'float32' or 'int8'. Raises ModelError if they are damaged.
     """
-    parent, name = os.path.split(folder)
-    os.makedirs(parent, exist_ok=True)
-    try:
-        with files.new_folder(folder) as partial:
-            export_subgraphs(model_dir, dtype, partial)
-    except OSError:
-        if not os.path.isdir(folder):  # else another process was faster
-            raise
-    for other in os.listdir(parent):
-        if other.startswith(dtype) and other != name:
-            shutil.rmtree(os.path.join(parent, other), ignore_errors=True)
-
-
-def export_subgraphs(model_dir, dtype, folder):
-    """Write the embeddings and all subgraphs of a model into a folder."""
     hparams = model_dir.hparams
     read = checkpoint.open_weights(weights_prefix(model_dir.path), hparams)
     for name in ('wte', 'wpe'):

@@ -7,6 +7,8 @@ import abc
 
 import numpy as np
 
+from gpt2 import runtime
+
 CACHE_POSITIONS = 128  # a KV cache grows by so many positions: growing copies it
 
 
@@ -29,8 +31,8 @@ class Decoder(abc.ABC):
 
     engine = None  # its name, 'graph' or 'lite'
 
-    def __init__(self, hparams):
-        self.hparams = hparams
+    def __init__(self, model_dir):
+        self.model_dir, self.hparams = model_dir, model_dir.hparams
         self._position = None  # of the next token that each row reads, int [B]
 
     @abc.abstractmethod
@@ -57,7 +59,8 @@ class Decoder(abc.ABC):
           The tokens, int32 [B, N], N <= length; and their log probabilities, under the model and
           under the distribution they were drawn from, float32 [B, N, 2], or None without logprobs.
 
-        Raises ValueError if a row would go beyond the window.
+        Raises ValueError if a row would go beyond the window, and ModelError if a logit is not a
+        finite number.
         """
 
     @property
@@ -86,3 +89,8 @@ class Decoder(abc.ABC):
 
     def _start_rows(self, n_rows):
         self._position = np.zeros(n_rows, dtype=int)
+
+    def _require_memory(self, n_positions):
+        """Raise MemoryError if there is too little for a cache of so many positions."""
+        runtime.require_memory(8 * self.hparams.n_layer * self.hparams.n_embd * n_positions
+                               * len(self._position))

@@ -1,7 +1,5 @@
 """Which engine runs a model. TensorFlow is imported only where it is needed."""
 
-import os
-
 from gpt2 import runtime
 from gpt2.errors import UserError
 from gpt2.lite import converted
@@ -28,12 +26,12 @@ def open_decoder(model_dir, engine='auto', dtype='float32'):
     from gpt2.lite.decoder import LiteDecoder
     folder = converted.find_or_convert(model_dir, dtype)
     with runtime.silent_stderr():  # TensorFlow Lite prints a line for each of its models
-        return LiteDecoder(folder, model_dir.hparams)
+        return LiteDecoder(folder, model_dir)
 
 
 def prefers_lite(model_dir, dtype):
     """Return whether 'auto' means the lite engine."""
     return dtype == 'int8' or (
         not runtime.is_tensorflow_1()
-        and os.path.isdir(converted.converted_folder(model_dir.path, dtype))
+        and converted.find(model_dir.path, dtype) is not None
         and not runtime.has_gpu())

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import sample
-from gpt2 import checkpoint
+from gpt2 import checkpoint, runtime
 from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder
 from gpt2.sampling.rng import grid_side
 
@@ -16,18 +16,18 @@ class GraphDecoder(Decoder):
 
     engine = 'graph'
 
-    def __init__(self, session, hparams):
+    def __init__(self, session, model_dir):
         """Add the graph to the session's. The caller restores the weights into the session."""
-        super().__init__(hparams)
+        super().__init__(model_dir)
         self._session = session
         self._n_positions = 0  # that the cache has room for now
         with session.graph.as_default():
-            self._build(hparams)
+            self._build(self.hparams)
 
     @classmethod
     def open(cls, model_dir):
         """Return a decoder in a graph of its own. Raises ModelError if weights cannot be read."""
-        decoder = cls(tf.Session(graph=tf.Graph()), model_dir.hparams)
+        decoder = cls(tf.Session(graph=tf.Graph()), model_dir)
         with decoder._session.graph.as_default():
             checkpoint.restore(decoder._session, model_dir.path)
         return decoder
@@ -73,12 +73,13 @@ class GraphDecoder(Decoder):
     def reset(self, n_rows):
         self._start_rows(n_rows)
         self._n_positions = self._rounded(1)
-        self._session.run(self._reset, {self._rows: range(n_rows), self._n: self._n_positions})
+        self._require_memory(self._n_positions)
+        self._run(self._reset, {self._rows: range(n_rows), self._n: self._n_positions})
 
     def prefill(self, rows, prompt):
         self._check_prompt(prompt)
         self._make_room(len(prompt))
-        self._session.run(self._prefill, {self._prompt: [prompt], self._rows: rows})
+        self._run(self._prefill, {self._prompt: [prompt], self._rows: rows})
         self._position[rows] = len(prompt) - 1
 
     def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
@@ -87,7 +88,7 @@ class GraphDecoder(Decoder):
         if uniforms is None:
             width = 2 * grid_side(self.hparams.n_vocab)
             uniforms = np.full([len(self._position), length, width], 0.5, np.float32)
-        tokens, scores = self._session.run(self._decode, {
+        tokens, scores = self._run(self._decode, {
             self._n: length, self._uniforms: uniforms, self._logprobs: logprobs,
             self._stop_token: -1 if stop_token is None else stop_token,
             **{tensor: getattr(options, name) for name, tensor in self._sampling.items()}})
@@ -97,11 +98,22 @@ class GraphDecoder(Decoder):
     def close(self):
         self._session.close()
 
+    def _run(self, fetches, feeds):
+        """Run the session. Raises MemoryError, and ModelError if a logit is not finite."""
+        try:
+            with runtime.memory_errors():
+                return self._session.run(fetches, feeds)
+        except tf.errors.InvalidArgumentError as error:
+            if sample.NOT_FINITE not in error.message:
+                raise
+            raise checkpoint.non_finite_error(self.model_dir)
+
     def _make_room(self, n_positions):
-        """Grow the cache, if need be, to n_positions or more."""
+        """Grow the cache, if need be, to n_positions or more. Raises MemoryError."""
         if n_positions > self._n_positions:
             n = self._rounded(n_positions)
-            self._session.run(self._grow, {self._n: n - self._n_positions})
+            self._require_memory(n)
+            self._run(self._grow, {self._n: n - self._n_positions})
             self._n_positions = n
 
     def _rounded(self, n_positions):

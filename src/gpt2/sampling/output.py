@@ -16,7 +16,8 @@ import time
 from tqdm import tqdm
 
 from gpt2 import files
-from gpt2.errors import UsageError, UserError
+from gpt2.errors import OptionError, UsageError, UserError
+from gpt2.sampling.options import EngineOptions, GenerationOptions
 
 FLUSH_SECONDS = 1  # a file is written to and synchronized at most this often
 
@@ -45,6 +46,17 @@ def open_output(path, first, encoder, with_prompt, logprobs):
 def banner(number):
     """Return the line above a sample in a text; numbers count from 1."""
     return '=' * 40 + f' SAMPLE {number} ' + '=' * 40 + '\n'
+
+
+def check_settings(settings):
+    """Return settings that were read from a file. Raises ValueError if no run has written them."""
+    try:
+        EngineOptions(engine=settings.get('engine', 'auto'))
+        if GenerationOptions(seed=settings['seed']).seed is not None:
+            return settings
+    except OptionError:
+        pass
+    raise ValueError('no run has these settings')
 
 
 class Printer:
@@ -92,10 +104,12 @@ class ResumableFile:
             raise self._failed(error)
         self._file = open(descriptor, 'r+b', buffering=0)
         try:
-            if not files.lock(self._file):
-                raise UserError(f'{path} is being written to by another process; wait for it, or '
-                                'give another --output')
+            files.lock(self._file)
             self._progress = self._recover()
+        except BlockingIOError:
+            self.close()
+            raise UserError(f'{path} is being written to by another process; wait for it, or give '
+                            'another --output')
         except (OSError, UserError) as error:
             self.close()
             raise self._failed(error) if isinstance(error, OSError) else error
@@ -225,7 +239,8 @@ class JsonLines(ResumableFile):
         """Return the settings in a record, bytes. Raises UserError if it has none."""
         try:
             record = files.parse_object(line)
-            return {**record['settings'], 'model': record['model'], 'seed': record['seed']}
+            return check_settings(
+                {**record['settings'], 'model': record['model'], 'seed': record['seed']})
         except (ValueError, KeyError, TypeError):
             raise self._foreign()
 
@@ -246,20 +261,22 @@ class PlainText(ResumableFile):
     def _recover(self):
         """Read the file beside it and return the Progress recorded there."""
         size = os.path.getsize(self.path)
-        if not size:  # a new file, whatever an earlier one of that name was
-            return Progress(0, self._first or 0)
         try:
             state = files.read_json(self._state_path)
             first, progress = state['first_sample'], Progress(state['bytes'], state['next'])
-            self.settings = dict(state['settings'])
+            settings = check_settings(dict(state['settings']))
             whole = all(type(value) is int and value >= 0 for value in (first or 0, *progress))
-            if not whole or progress.size > size:
+            if not whole or size and progress.size > size:
                 raise ValueError
         except FileNotFoundError:
-            raise self._foreign()
+            if size:
+                raise self._foreign()
         except (ValueError, KeyError, TypeError):
             raise UserError(f'{self._state_path} does not belong to {self.path}, or is damaged; '
                             'give another --output')
+        if not size:  # a new file, whatever an earlier one of that name was
+            return Progress(0, self._first or 0)
+        self.settings = settings
         self._check_first(first)
         return progress
 

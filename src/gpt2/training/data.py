@@ -14,7 +14,6 @@ import operator
 import os
 import re
 import signal
-import tempfile
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
@@ -67,15 +66,43 @@ def open_dataset(path, model_dir):
     name = f'tokens-{vocabulary}-{fingerprint[8:24]}'
     folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
     beside = f'{path}.' if os.path.isfile(path) else os.path.join(os.path.commonpath(folders), '')
-    targets = [beside + name, os.path.join(tempfile.gettempdir(), name)]
-    dtype = np.uint16 if model_dir.hparams.n_vocab <= 2**16 else np.uint32
-    target = next(filter(os.path.exists, targets), None)
-    if target is None:
-        target = write_tokens(paths, model_dir.encoder, dtype, targets)
-        if target.startswith(f'{path}.'):
-            remove_outdated(target)
-    tokens = np.memmap(target, dtype, 'r') if os.path.getsize(target) else np.zeros(0, dtype)
-    return tokens, fingerprint
+    targets = [beside + name]
+    with contextlib.suppress(OSError):
+        targets.append(os.path.join(files.cache_folder(), name))
+    n_vocab = model_dir.hparams.n_vocab
+    dtype = np.uint16 if n_vocab <= 2**16 else np.uint32
+    owners = {status.st_uid for status in map(os.stat, paths)}
+    for target in targets:
+        with contextlib.suppress(OSError, ValueError):
+            return read_tokens(target, dtype, n_vocab, owners), fingerprint
+    target = write_tokens(paths, model_dir.encoder, dtype, targets)
+    if target.startswith(f'{path}.'):
+        remove_outdated(target)
+    try:
+        return read_tokens(target, dtype, n_vocab, owners), fingerprint
+    except ValueError:
+        raise UserError(f'{path} has no text in it; give another file')
+
+
+def read_tokens(path, dtype, n_vocab, owners):
+    """Return the tokens in a file that an earlier run wrote, int [n], mapped into memory.
+
+    Raises OSError if there is no such file, and ValueError if it is empty, damaged, or belongs to
+    somebody else than the user or the `owners` of the texts, who might have put other tokens in it.
+    """
+    with open(files.open_regular(path, os.O_RDONLY), 'rb') as file:
+        status = os.fstat(file.fileno())
+        if os.name == 'posix' and status.st_uid not in owners | {os.getuid()}:
+            raise ValueError('it belongs to another user')
+        tokens = np.memmap(file, dtype, 'r')  # which raises ValueError for half a token, and none
+    if any(block.max() >= n_vocab for block in blocks(tokens)):
+        raise ValueError('it has an id that is not in the vocabulary')
+    return tokens
+
+
+def blocks(tokens):
+    """Yield tokens in parts of BLOCK, as they may not fit in memory."""
+    return (tokens[start:start + BLOCK] for start in range(0, len(tokens), BLOCK))
 
 
 def remove_outdated(target):
@@ -107,7 +134,8 @@ def digest(paths):
     for path in paths:
         content = hashlib.sha256(os.path.splitext(path)[1].encode('utf-8', 'replace'))
         try:
-            with open(path, 'rb') as file:
+            descriptor = files.open_regular(path, os.O_RDONLY, follow_links=True)
+            with open(descriptor, 'rb') as file:
                 for data in iter(lambda: file.read(PIECE), b''):
                     content.update(data)
         except OSError as error:
@@ -186,7 +214,8 @@ def write_tokens(paths, encoder, dtype, targets):
             return target
         except OSError as error:
             problem = error.strerror
-    raise UserError(f'{targets[-1]}: {problem}; make room there for the tokens of the text')
+    raise UserError(f'{target}: {problem}; make room there for the tokens of the text, or name '
+                    'another folder as XDG_CACHE_HOME')
 
 
 def encode_files(paths, encoder):
@@ -248,7 +277,7 @@ def byte_lengths(encoder):
 
 def count_bytes(tokens, lengths):
     """Return how many bytes of text tokens stand for, block by block, as they may be many."""
-    return sum(int(lengths[tokens[i:i + BLOCK]].sum()) for i in range(0, len(tokens), BLOCK))
+    return sum(int(lengths[block].sum()) for block in blocks(tokens))
 
 
 def split(tokens, lengths, held_out):

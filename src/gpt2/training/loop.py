@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from gpt2 import checkpoint
+from gpt2 import checkpoint, model_dir, runtime
 from gpt2.errors import UserError
 from gpt2.sampling import batching
 from gpt2.sampling.graph import GraphDecoder
@@ -30,14 +30,25 @@ def train(start, data, options, compute, sample_length, output, progress):
     config = tf.ConfigProto(allow_soft_placement=True, device_count={'CPU': len(devices)})
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         try:
+            runtime.require_memory(least_memory(start.hparams, options, compute))
             tf.set_random_seed(options.seed)
             graph = build_graph(start.hparams, options, compute, devices)
             trainer = Trainer(session, graph, start, options, sample_length, output)
             trainer.restore_or_initialize(progress)
             trainer.run(data)
-        except tf.errors.ResourceExhaustedError:
+        except (MemoryError, tf.errors.ResourceExhaustedError):
             raise UserError('the memory is too small; try --gradient_checkpointing, or a smaller '
                             '--batch_size with a larger --accumulation')
+
+
+def least_memory(hparams, options, compute):
+    """Return how many bytes training takes at least."""
+    n_tokens = options.batch_size * options.seq_len
+    # Of each weight: itself, its gradient, and its two moments. The logits, and what a block keeps
+    # for its gradients: inputs of all layers, queries, keys and values.
+    kept = hparams.n_embd * (1 if compute.recompute else 12)
+    return 16 * model_dir.parameter_count(hparams) + 4 * n_tokens * (
+        hparams.n_vocab + hparams.n_layer * kept)
 
 
 class Trainer:
@@ -53,7 +64,7 @@ class Trainer:
         self.weights = tf.train.Saver(checkpoint.model_weights(), max_to_keep=None)
         self.state = tf.train.Saver(tf.global_variables(), max_to_keep=None)
         self.events = tf.summary.FileWriter(output.training_path())
-        self.decoder = GraphDecoder(session, start.hparams) if sample_length else None
+        self.decoder = GraphDecoder(session, start) if sample_length else None
 
     def restore_or_initialize(self, progress):
         """Give weights and optimizer the values to resume from, or to start from."""
@@ -98,6 +109,8 @@ class Trainer:
         batches = [(random_batch(tokens, options, number), dropout_seed(options.seed, number))
                    for number in range(first, first + options.accumulation)]
         loss = run_step(self.session, self.graph, batches, rate)
+        if not (math.isfinite(loss) or self.done or options.scratch):  # nothing was learned so far
+            raise checkpoint.non_finite_error(self.start)
         check_finite(self.done + 1, loss)
         self.losses.append(loss)
         self.done += 1

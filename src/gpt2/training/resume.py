@@ -52,11 +52,13 @@ class Output:
         """
         try:
             os.makedirs(self.training_path(), exist_ok=True)
-            lock = open(self.training_path('lock'), 'w', encoding='utf-8')
+            lock = open(files.open_regular(self.training_path('lock'), os.O_RDWR | os.O_CREAT))
         except OSError as error:
-            raise UserError(f'{self.path} cannot be made: {error.strerror}')
+            raise UserError(f'{self.path} cannot be made: {error.filename}: {error.strerror}')
         with lock:
-            if not files.lock(lock):
+            try:
+                files.lock(lock)
+            except BlockingIOError:
                 raise UserError(f'{self.path} is being trained by another process; wait for it, or '
                                 'give another --output')
             check_output(self.path, resume)
@@ -101,16 +103,19 @@ class Output:
 
     def append_metrics(self, metrics):
         """Add a line to metrics.jsonl."""
-        with open(os.path.join(self.path, 'metrics.jsonl'), 'a', encoding='utf-8') as file:
+        path = os.path.join(self.path, 'metrics.jsonl')
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with open(files.open_regular(path, flags), 'a', encoding='utf-8') as file:
             file.write(json.dumps(metrics) + '\n')
 
     def trim_metrics(self, step):
         """Keep only the complete lines of metrics.jsonl up to a step. Raises UserError."""
         path, lines = os.path.join(self.path, 'metrics.jsonl'), []
-        with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8') as file:
-            lines = [line for line in file if line.endswith('\n')]
         try:
+            with contextlib.suppress(FileNotFoundError), \
+                    open(files.open_regular(path, os.O_RDONLY), encoding='utf-8') as file:
+                lines = [line for line in file if line.endswith('\n')]
             lines = [line for line in lines if files.parse_object(line)['step'] <= step]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f'{path} cannot be read; train again with another --output')
         files.write_file(path, lines)
