@@ -10,7 +10,7 @@ import gpt2
 import reference
 from gpt2 import checkpoint, files, model_dir, runtime
 from gpt2.errors import ModelError
-from helpers import LONG, Command
+from helpers import LONG, Command, only_long
 
 SCRIPT = 'generate_unconditional_samples.py'
 MODEL_DIR_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
@@ -437,10 +437,11 @@ def enlarge(weights):
 
 @pytest.mark.parametrize('engine', ['graph', 'lite'])
 @pytest.mark.parametrize('change, place', [
-    (spoil('model/wte', np.nan), 'model/wte'),
-    (spoil('model/h1/mlp/c_proj/b', np.inf), 'model/h1/mlp/c_proj/b'),
-    (spoil('model/ln_f/g', -np.inf), 'model/ln_f/g'), (enlarge, 'the output of block 0')],
-    ids=['NaN', 'infinity', '-infinity', 'overflow'])
+    pytest.param(spoil('model/wte', np.nan), 'model/wte', id='NaN'),
+    pytest.param(spoil('model/h1/mlp/c_proj/b', np.inf), 'model/h1/mlp/c_proj/b', id='infinity',
+                 marks=only_long),
+    pytest.param(spoil('model/ln_f/g', -np.inf), 'model/ln_f/g', id='-infinity', marks=only_long),
+    pytest.param(enlarge, 'the output of block 0', id='overflow')])
 def test_what_is_not_finite_is_refused_in_sampling(call, spoiled, engine, change, place):
     """It would look like a text: `!!!!`."""
     if runtime.is_tensorflow_1() and engine == 'lite':
@@ -453,7 +454,8 @@ def test_what_is_not_finite_is_refused_in_sampling(call, spoiled, engine, change
     assert place in message and 'finite' in message and 'use other weights' in message
 
 
-@pytest.mark.parametrize('change', [spoil('model/h0/ln_1/b', np.nan), enlarge])
+@pytest.mark.parametrize('change', [spoil('model/h0/ln_1/b', np.nan),
+                                    pytest.param(enlarge, marks=only_long)])
 def test_what_is_not_finite_is_refused_in_the_python_interface(spoiled, change):
     flags = spoiled(change)
     with gpt2.load(flags[1], models_dir=flags[3], engine='graph') as model:

@@ -21,7 +21,7 @@ from gpt2.sampling.engines import open_decoder
 from gpt2.sampling.graph import GraphDecoder
 from gpt2.sampling.options import GenerationOptions, SamplingOptions
 from gpt2.sampling.rng import draw_uniforms, sample_rng
-from helpers import LONG, SRC
+from helpers import LONG, SRC, only_long
 from small_model import HPARAMS, NEAR, PROMPTS, WARPING, SmallModel, force, uniforms
 
 IS_TF1 = tf.__version__.startswith('1.')
@@ -470,6 +470,7 @@ def released(tmp_path_factory):
         one.close()
 
 
+@only_long
 @pytest.mark.parametrize('engine', ENGINES)
 def test_prompts_alone_and_in_batches_of_16(released, engine):
     n = 500 if LONG else 30

@@ -82,6 +82,7 @@ def test_a_conversation_in_a_locale(command, tiny, locale):
     check_conversation(tiny, stdout, stderr)
 
 
+@only_long
 def test_a_conversation_in_a_latin_1_locale(command, tiny, latin_1):
     status, stdout, stderr = command(SCRIPT, *tiny.flags, *FLAGS, '--batch_size', 7,
                                      env=latin_1).run('\n'.join(PROMPTS))

@@ -536,6 +536,7 @@ def test_devices_by_option(tf, tiny, models, book, monkeypatch, capsys):
     assert loss == pytest.approx(expected, abs=2e-4)
 
 
+@only_long
 @pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 does not compile')
 def test_a_compiled_step_learns_the_same(tf, loop, tiny, start):
     batches = random_batches(tiny, 20)
@@ -545,6 +546,7 @@ def test_a_compiled_step_learns_the_same(tf, loop, tiny, start):
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
+@only_long
 @pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 has no products in bfloat16')
 def test_matrix_products_in_bfloat16(tf, loop, tiny, start):
     """Losses are near, not equal: the products have 8 bits, the weights keep 24."""
@@ -730,6 +732,7 @@ def test_other_settings_are_not_resumed(models, book, copied, tmp_path):
     train_here(models, book, resume=True, recompute=True)  # decides nothing that is learned
 
 
+@only_long
 def test_a_full_disk_is_reported_and_training_resumes(command, loop, models, book, small_disk,
                                                       unbroken):
     """What was written before stays; with room, it ends as if nothing had happened."""

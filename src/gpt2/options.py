@@ -66,6 +66,14 @@ def parse_float(text):
         return text
 
 
+def is_path(value):
+    """Return whether a value is a path that the system can have."""
+    try:
+        return not isinstance(value, bytes) and b'\0' not in os.fsencode(value)
+    except (TypeError, UnicodeEncodeError):
+        return False
+
+
 def is_unicode(text):
     """Return whether a text has no lone surrogates, which UTF-8 cannot encode."""
     return not re.search('[\ud800-\udfff]', text)
@@ -74,7 +82,7 @@ def is_unicode(text):
 TEXT = Kind('a text in UTF-8, and not empty',
             lambda value: isinstance(value, str) and value != '' and is_unicode(value),
             lambda text: os.fsencode(text).decode('utf-8', 'surrogateescape'))  # in any locale
-PATH = Kind('a path', lambda value: isinstance(value, (str, os.PathLike)), str)
+PATH = Kind('a path', is_path, str)
 SWITCH = Kind('True or False', lambda value: isinstance(value, bool),
               lambda text: {'True': True, 'False': False}.get(text, text))
 
