@@ -18,10 +18,6 @@ from helpers import Command
 # So small that a sample takes the reference milliseconds too. A token is a byte.
 TINY = {'n_vocab': 257, 'n_ctx': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
 
-# Files of slow tests that share little, to be spread over all processes.
-SPREAD = {'test_commands.py', 'test_fuzz.py', 'test_golden.py', 'test_convert.py', 'test_api.py',
-          'test_output.py', 'test_interactive.py'}
-
 # A tensorflow.py that cannot be imported, and leaves a trace.
 NO_TENSORFLOW = """
 import os
@@ -33,14 +29,6 @@ raise RuntimeError('TensorFlow was imported')
 # A shell makes background processes ignore Ctrl-C, and our commands would inherit that; and
 # gpt2.cli, imported, lets Ctrl-C end a process at once.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
-def pytest_collection_modifyitems(items):
-    """Let one process run all tests of a file, which share slow fixtures, but for a few files."""
-    for item in items:
-        if item.fspath.basename not in SPREAD:
-            item.add_marker(pytest.mark.xdist_group(item.fspath.basename))
 
 
 # ---- commands ----------------------------------------------------------------------------------

@@ -575,12 +575,13 @@ class Kills(Attack):
         folder = self.sandbox.fresh()
         (folder / 'data').write_text(Evaluations.FILES['lambada'])
         name = rng.choice(['samples.txt', 'samples.jsonl', 'more.txt', 'more.jsonl', 'tokens',
-                           'results.json', 'hf2', 'tf2'])
+                           'results.json', 'hf2', 'tf2', 'lite'])
+        if name == 'lite':
+            shutil.rmtree('models/tiny/lite', ignore_errors=True)
         if name not in self.finished:
             in_child(lambda: self.produce(name))
             self.finished[name] = self.result(name)
-            folder = self.sandbox.fresh()
-            (folder / 'data').write_text(Evaluations.FILES['lambada'])
+            return
         before = snapshot(folder)
         n_writes = rng.randrange(rng.choice([5, 20, 60]))
         in_child(lambda: self.produce_killed(name, n_writes))
@@ -591,10 +592,6 @@ class Kills(Attack):
         in_child(lambda: self.produce(name))
         if self.result(name) != self.finished[name]:
             raise Failure(f'{name} is another one')
-        left = [path for path in folder.rglob('.*.partial')
-                if time.time() - path.lstat().st_mtime > 3600]
-        if left:
-            raise Failure(f'left over: {left}')
 
     def produce(self, name):
         """Make something."""
@@ -606,6 +603,9 @@ class Kills(Attack):
             data.open_dataset('text.txt', model_dir.open_model_dir('tiny', 'models'))
         elif name == 'results.json':
             self.run('evaluate', 'lambada', 'data', *self.commands.tiny, '--output', name)
+        elif name == 'lite':
+            text = self.sample('--dtype', 'int8')[1]
+            (self.sandbox.work / 'lite.txt').write_text(text, encoding='utf-8')
         elif not os.path.exists(name):
             source, to = ('models/tiny', 'transformers') if name == 'hf2' else ('hf', 'tensorflow')
             self.run('convert', source, name, '--to', to)
@@ -613,6 +613,8 @@ class Kills(Attack):
     def result(self, name):
         """Return what was made, in a form that can be compared."""
         folder = self.sandbox.work
+        if name == 'lite':
+            return (folder / 'lite.txt').read_bytes()
         if name == 'tokens':
             path, = folder.glob('*tokens-*')
             return path.read_bytes()
