@@ -12,6 +12,7 @@ import time
 import pytest
 
 import generate_unconditional_samples as unconditional
+from gpt2 import runtime
 from helpers import LONG, SRC, numbered, only_long
 
 UNCONDITIONAL = 'generate_unconditional_samples.py'
@@ -230,6 +231,36 @@ def test_tensorflow_that_is_missing_is_reported(command, unloaded, tmp_path):
                                      env={'PYTHONPATH': tmp_path}).run()
     assert (status, stdout, stderr.count('\n')) == (1, '', 1)
     assert 'TensorFlow' in stderr and 'pip install -r requirements.txt' in stderr
+
+
+# ---- too little memory -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('engine', ['graph', 'lite'])
+@pytest.mark.parametrize('megabytes', [600, 1500])
+def test_too_little_address_space_is_one_line(tf, command, tiny, engine, megabytes):
+    """TensorFlow would abort. The lite engine may have enough, if weights are converted."""
+    resource = pytest.importorskip('resource')
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 10**6,) * 2)
+
+    status, stdout, stderr = command(UNCONDITIONAL, *tiny.flags, '--engine', engine, '--seed', 1,
+                                     '--nsamples', 1, '--length', 2).run(preexec_fn=limit)
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+    assert 'address space' in stderr or 'TensorFlow 2' in stderr
+
+
+@pytest.mark.parametrize('engine', ['graph', 'lite'])
+def test_a_batch_that_memory_cannot_hold_is_one_line(tf, call, tiny, monkeypatch, tmp_path, engine):
+    monkeypatch.setattr(runtime, 'available_memory', lambda: 10**7)
+    if tf.__version__.startswith('1.') and engine == 'lite':
+        pytest.skip('the lite engine needs TensorFlow 2')
+    status, stdout, stderr = call(
+        unconditional.sample_model, unconditional.OPTIONS, *tiny.flags, '--engine', engine,
+        '--seed', 1, '--nsamples', 1, '--batch_size', 5000, '--output', tmp_path / 'a.txt')
+    assert (status, stdout) == (1, '')
+    assert 'too little memory; try a smaller --batch_size' in stderr.split('\n')[-2]
 
 
 # ---- unusual surroundings ----------------------------------------------------------------------

@@ -17,6 +17,8 @@ try:
 except ImportError:  # Windows
     resource = None
 
+TENSORFLOW_SPACE = 2.2e9  # bytes of address space; with less it may abort without a word
+
 
 def processors():
     """Return the number of processors that this process may use."""
@@ -37,18 +39,29 @@ def available_memory():
     try:
         with open('/proc/meminfo', encoding='ascii') as file:
             sizes = dict(re.findall(r'^(\w+): +(\d+) kB', file.read(), re.MULTILINE))
-        with open('/proc/self/statm', encoding='ascii') as file:
-            in_use = int(file.read().split()[0]) * resource.getpagesize()
-        available = 1024 * (int(sizes['MemAvailable']) + int(sizes['SwapFree']))
+        return min(1024 * (int(sizes['MemAvailable']) + int(sizes['SwapFree'])), address_space())
     except (OSError, KeyError):
         return math.inf
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # `ulimit -v`
-    return available if limit == resource.RLIM_INFINITY else min(available, limit - in_use)
+
+
+def address_space():
+    """Return how many more bytes `ulimit -v` leaves to this process, on Linux; else infinity."""
+    if resource is None or resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return math.inf
+    try:
+        with open('/proc/self/statm', encoding='ascii') as file:
+            in_use = int(file.read().split()[0]) * resource.getpagesize()
+        return resource.getrlimit(resource.RLIMIT_AS)[0] - in_use
+    except OSError:
+        return math.inf
 
 
 @functools.lru_cache(maxsize=None)
 def import_tensorflow():
     """Return TensorFlow, imported without its start-up messages, or raise UserError."""
+    if address_space() < TENSORFLOW_SPACE:
+        raise UserError('ulimit -v leaves too little address space for TensorFlow; set it to '
+                        '3000000 or more, or to unlimited')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     warnings.simplefilter('ignore')
     try:

@@ -47,6 +47,7 @@ class LiteDecoder(Decoder):
 
     def reset(self, n_rows):
         self._start_rows(n_rows)
+        self._require_memory(1)
         self._token = np.zeros(n_rows, dtype=int)
         self._done = np.zeros(n_rows, dtype=bool)
         self._cache = [self._empty_cache(0) for _ in self._blocks]
