@@ -47,7 +47,7 @@ class LiteDecoder(Decoder):
 
     def reset(self, n_rows):
         self._start_rows(n_rows)
-        self._require_memory(1)
+        self._require_memory(CACHE_POSITIONS)
         self._token = np.zeros(n_rows, dtype=int)
         self._done = np.zeros(n_rows, dtype=bool)
         self._cache = [self._empty_cache(0) for _ in self._blocks]
@@ -131,8 +131,9 @@ class LiteDecoder(Decoder):
         """Grow the cache, if need be, to n positions or more."""
         missing = n - self._cache[0].shape[-2]
         if missing > 0:
-            self._require_memory(n)
-            more = self._empty_cache(math.ceil(missing / CACHE_POSITIONS) * CACHE_POSITIONS)
+            n_more = math.ceil(missing / CACHE_POSITIONS) * CACHE_POSITIONS
+            self._require_memory(n_more)
+            more = self._empty_cache(n_more)
             for layer, cached in enumerate(self._cache):  # one after another, to need less memory
                 self._cache[layer] = np.concatenate([cached, more], axis=-2)
 
