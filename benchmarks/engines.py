@@ -376,9 +376,9 @@ def converted(folder, name):
 def is_converted(folder, name):
     """Return whether the model is in the working folder in an engine's own format."""
     if name in LITE:
-        from gpt2.lite.converted import converted_folder
-        return os.path.isdir(converted_folder(os.path.join(folder, MODEL),
-                                              ENGINES[name].load.keywords['dtype']))
+        from gpt2.lite import converted as lite
+        return lite.find(os.path.join(folder, MODEL),
+                         ENGINES[name].load.keywords['dtype']) is not None
     return os.path.exists(converted(folder, name))
 
 

@@ -235,7 +235,7 @@ def convert(folder, name, rows):
     runtime.import_tensorflow()
     model_dir = open_model_dir(MODEL, folder)
     dtype = ENGINES[name].load.keywords['dtype']
-    shutil.rmtree(converted.converted_folder(model_dir.path, dtype), ignore_errors=True)
+    shutil.rmtree(converted.converted_folders(model_dir.path, dtype)[0], ignore_errors=True)
     began = time.perf_counter()
     converted.find_or_convert(model_dir, dtype)
     return {'convert': time.perf_counter() - began, 'convert-memory': memory('VmHWM')}
