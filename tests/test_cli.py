@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -346,6 +347,32 @@ def test_ctrl_c_ends_a_command_without_a_word(call):
         raise KeyboardInterrupt
 
     assert call(interrupt, []) == (130, 'a line\n', '')
+
+
+@pytest.mark.skipif(sys.version_info < (3, 8), reason='Python 3.7 has no sys.unraisablehook')
+def test_ctrl_c_within_a_destructor_is_not_lost():
+    code = """
+import os, signal
+from gpt2 import cli
+
+class Thing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def command():
+    \'\'\'Delete a thing.\'\'\'
+    thing = Thing()
+    del thing
+    while True:
+        pass
+
+cli.run(command, argv=[])
+"""
+    done = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(SRC)),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b'', b'')
 
 
 # ---- the flags of the commands -----------------------------------------------------------------

@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import textwrap
+import threading
 
 import fire
 
@@ -88,7 +89,7 @@ def catch_sigint(catch):
 def raise_again(unraisable):
     """Handle an exception that Python could not raise: raise a KeyboardInterrupt a moment later."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        _thread.interrupt_main()
+        threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in here
     else:
         sys.__unraisablehook__(unraisable)
 

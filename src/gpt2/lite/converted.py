@@ -79,7 +79,8 @@ def writable(folder, otherwise):
             raise
         files.cache_folder()
         return writable(otherwise, None)
-    shutil.rmtree(folder, ignore_errors=True)  # it is damaged, or not there
+    if not is_intact(folder):  # another process may just have made it
+        shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
