@@ -371,7 +371,7 @@ def command():
 cli.run(command, argv=[])
 """
     done = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(SRC)),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+                          capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, b'', b'')
 
 
