@@ -241,14 +241,16 @@ class Encoder:
         for start in range(0, len(data), PIECE):
             piece, n_back = data[start:start + PIECE], 1
             new = self._merge(piece)
-            while tokens and self._merge(self.decode_bytes(tokens[-1:] + new[:1])) != (
-                    tokens[-1:] + new[:1]):
+            while tokens and not self._is_merged(tokens[-1:] + new[:1]):
                 piece = self.decode_bytes(tokens[-n_back:]) + piece
                 del tokens[-n_back:]
                 n_back *= 2
                 new = self._merge(piece)
             tokens += new
         return tokens
+
+    def _is_merged(self, tokens):
+        return self._merge(self.decode_bytes(tokens)) == tokens
 
     def _token_bytes(self, token):
         integer = isinstance(token, numbers.Integral) and not isinstance(token, bool)

@@ -14,6 +14,7 @@ nothing else. A case depends on the seed, the attack and the number of the case 
 import argparse
 import collections
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -26,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from unittest import mock
@@ -295,7 +297,6 @@ class Flags(Attack):
         self.sandbox.fresh()
         name = rng.choice(['unconditional', 'conditional'] * 4 + list(self.SMALL))
         function, classes = self.commands.functions[name]
-        import dataclasses
         fields = [field for options in classes for field in dataclasses.fields(options)]
         names = [flag for field in fields for flag in (field.name, field.metadata['alias']) if flag]
         argv = [str(value) for value in self.SMALL[name]]
@@ -700,7 +701,6 @@ def run_attack(name, seed, first, n_cases, until, verbose=False):
 
 def tail(stream):
     """Return a list that a thread fills with the last of what a stream has."""
-    import threading
     last = collections.deque(maxlen=50)
     threading.Thread(target=lambda: last.extend(iter(lambda: stream.read1(2**16), b'')),
                      daemon=True).start()

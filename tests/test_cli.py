@@ -643,6 +643,16 @@ def test_ctrl_c_ends_the_process_at_once_while_tensorflow_is_imported():
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_memory_is_not_asked_of_this_machine_if_a_gpu_may_have_it(monkeypatch):
+    monkeypatch.setattr(runtime, 'available_memory', lambda: 10)
+    monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
+    runtime.require_memory(10)
+    with pytest.raises(MemoryError):
+        runtime.require_memory(11)
+    monkeypatch.setattr(runtime, 'has_gpu', lambda: True)
+    runtime.require_memory(11)
+
+
 def test_tensorflow_may_be_imported_in_any_thread():
     entered = []
 

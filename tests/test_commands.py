@@ -254,6 +254,7 @@ def test_too_little_address_space_is_one_line(tf, command, tiny, engine, megabyt
 @pytest.mark.parametrize('engine', ['graph', 'lite'])
 def test_a_batch_that_memory_cannot_hold_is_one_line(tf, call, tiny, monkeypatch, tmp_path, engine):
     monkeypatch.setattr(runtime, 'available_memory', lambda: 10**7)
+    monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
     if tf.__version__.startswith('1.') and engine == 'lite':
         pytest.skip('the lite engine needs TensorFlow 2')
     status, stdout, stderr = call(

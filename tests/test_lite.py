@@ -268,7 +268,7 @@ def test_a_file_that_does_not_belong_there_is_damage(fresh, fast_convert):
 @needs_engine
 @pytest.mark.parametrize('text', [
     '{}', '[]', '{"sha256": [], "state": {}}', '{"sha256": {"a": 1}, "state": null}',
-    '{"sha256": 5, "state": 5}', '[' * 10**5])
+    '{"sha256": 5, "state": 5}', '[' * 10**5], ids=lambda text: text[:40])
 def test_a_manifest_may_hold_anything(fresh, fast_convert, text):
     folder = converted.find_or_convert(fresh, 'float32')
     with open(os.path.join(folder, 'manifest.json'), 'w') as file:
@@ -306,6 +306,16 @@ def test_where_the_model_is_read_only_the_cache_has_what_is_converted(fresh, fas
     assert converted.find_or_convert(fresh, 'float32') == folder and len(fast_convert) == 4
     converted.find_or_convert(fresh, 'int8')
     assert len(os.listdir(os.path.dirname(folder))) == 2
+
+
+@needs_engine
+def test_what_somebody_else_may_have_put_in_the_cache_is_not_used(fresh, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    files.cache_folder()
+    assert len(converted.converted_folders(fresh.path, 'float32')) == 2
+    monkeypatch.setattr(os, 'getuid', lambda: 12345)
+    folder, = converted.converted_folders(fresh.path, 'float32')
+    assert folder.startswith(fresh.path)
 
 
 # ---- which engine --------------------------------------------------------------------------------

@@ -164,20 +164,27 @@ def check_writable(folder):
 
 
 def cache_path():
-    """Return where the user's own folder for what can be made again is, or would be."""
-    return os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'gpt2')
+    """Return where the user's own folder for what can be made again is, or would be.
+
+    It is gpt2 in $XDG_CACHE_HOME, or else in ~/.cache. Raises OSError if it is another user's.
+    """
+    caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    folder = os.path.join(caches, 'gpt2')
+    if fcntl and os.path.exists(folder) and os.stat(folder).st_uid != os.getuid():
+        raise OSError(0, 'it belongs to another user', folder)
+    return folder
 
 
 def cache_folder():
-    """Return the `cache_path`, created if it is missing; no other user has access to it.
+    """Return the `cache_path`, created for this user alone if it is missing. Raises OSError."""
+    os.makedirs(cache_path(), mode=0o700, exist_ok=True)
+    return cache_path()
 
-    Raises OSError if it cannot be made, or belongs to another user.
-    """
-    folder = cache_path()
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if fcntl and os.stat(folder).st_uid != os.getuid():
-        raise OSError(0, 'it belongs to another user', folder)
-    return folder
+
+def add_to_hash(total, file):
+    """Add what an open binary file has to a hash of hashlib, without reading it all at once."""
+    for data in iter(lambda: file.read(2**20), b''):
+        total.update(data)
 
 
 def lock(file, wait=False):

@@ -26,11 +26,11 @@ def processors():
 
 
 def require_memory(n_bytes):
-    """Raise MemoryError if this process cannot have so many more bytes.
+    """Raise MemoryError if this process cannot have so many more bytes, unless a GPU may have them.
 
     Otherwise the system would kill it without a word, or libraries written in C++ would abort.
     """
-    if n_bytes > available_memory():
+    if n_bytes > available_memory() and not has_gpu():
         raise MemoryError(f'{n_bytes} bytes')
 
 
@@ -59,7 +59,7 @@ def address_space():
 @functools.lru_cache(maxsize=None)
 def import_tensorflow():
     """Return TensorFlow, imported without its start-up messages, or raise UserError."""
-    if address_space() < TENSORFLOW_SPACE:
+    if 'tensorflow' not in sys.modules and address_space() < TENSORFLOW_SPACE:
         raise UserError('ulimit -v leaves too little address space for TensorFlow; set it to '
                         '3000000 or more, or to unlimited')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

@@ -81,8 +81,7 @@ class Scorer:
         """
         tf = runtime.import_tensorflow()
         import model
-        self._model_dir = model_dir
-        self._hparams = hparams = model_dir.hparams
+        self._model_dir, hparams = model_dir, model_dir.hparams
         self.n_ctx = hparams.n_ctx
         self._end_of_text = model_dir.encoder.end_of_text
         self._hide_progress = None if progress else True  # None: tqdm hides it off a terminal
@@ -151,10 +150,10 @@ class Scorer:
     def _score_batch(self, tokens, positions, targets):
         """Return the `token_scores` of targets, computing logits of a LOGITS_CHUNK at a time."""
         run, chunks = self._session.run, range(0, len(targets), LOGITS_CHUNK)
-        n_rows, width = tokens.shape
+        (n_rows, width), hparams = tokens.shape, self._model_dir.hparams
         # At the same time at least: queries, keys and values, and the scores of attention.
         runtime.require_memory(4 * n_rows * width * (
-            3 * self._hparams.n_embd + self._hparams.n_head * width))
+            3 * hparams.n_embd + hparams.n_head * width))
         with runtime.memory_errors():
             hidden = run(self._hidden, {self._tokens: tokens, self._positions: positions})
             scores = [run(self._scores, {self._hidden: hidden[i:i + LOGITS_CHUNK],

@@ -23,8 +23,10 @@ def converted_folders(path, dtype):
     hparams = model_dir.read_json(os.path.join(path, 'hparams.json'))
     key = hashlib.sha256(repr([model_dir.weights_digest(path), sorted(hparams.items()),
                                runtime.tensorflow_version(), FORMAT]).encode('utf-8')).hexdigest()
-    name = os.path.join('lite', f'{dtype}-{key[:16]}')
-    return [os.path.join(path, name), os.path.join(files.cache_path(), name)]
+    name, folders = os.path.join('lite', f'{dtype}-{key[:16]}'), [path]
+    with contextlib.suppress(OSError):  # the cache folder may be somebody else's
+        folders.append(files.cache_path())
+    return [os.path.join(folder, name) for folder in folders]
 
 
 def find(path, dtype):
@@ -65,20 +67,20 @@ def convert(opened, dtype, folder):
             shutil.rmtree(os.path.join(parent, other), ignore_errors=True)
 
 
-def writable(folder, otherwise):
-    """Return the first of two folders if it can be written, without what is there; or the second.
+def writable(folder, *others):
+    """Return the first of the folders that can be written, without what is there.
 
-    The folders above it are made. Raises OSError if that fails for both.
+    The folders above it are made. Raises OSError if that fails for all.
     """
     parent = os.path.dirname(folder)
     try:
         os.makedirs(parent, exist_ok=True)
         files.check_writable(parent)
     except OSError:
-        if otherwise is None:
+        if not others:
             raise
         files.cache_folder()
-        return writable(otherwise, None)
+        return writable(*others)
     if not is_intact(folder):  # another process may just have made it
         shutil.rmtree(folder, ignore_errors=True)
     return folder
@@ -122,6 +124,5 @@ def checksum(folder, name):
     """Return the SHA-256 of a file, in hexadecimal digits."""
     total = hashlib.sha256()
     with open(os.path.join(folder, name), 'rb') as file:
-        for data in iter(lambda: file.read(2**20), b''):
-            total.update(data)
+        files.add_to_hash(total, file)
     return total.hexdigest()

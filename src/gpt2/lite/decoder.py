@@ -34,7 +34,8 @@ class LiteDecoder(Decoder):
         """Load the subgraphs of a folder that `export` has written."""
         super().__init__(model_dir)
         hparams = self.hparams
-        runtime.require_memory(sum(entry.stat().st_size for entry in os.scandir(folder)))
+        runtime.require_memory(sum(entry.stat().st_size for entry in os.scandir(folder)
+                                   if entry.name.endswith('.tflite')))
 
         def load(name):
             return Subgraph(os.path.join(folder, f'{name}.tflite'))

@@ -1,5 +1,7 @@
 """Which engine runs a model. TensorFlow is imported only where it is needed."""
 
+import os
+
 from gpt2 import runtime
 from gpt2.errors import UserError
 from gpt2.lite import converted
@@ -33,5 +35,5 @@ def prefers_lite(model_dir, dtype):
     """Return whether 'auto' means the lite engine."""
     return dtype == 'int8' or (
         not runtime.is_tensorflow_1()
-        and converted.find(model_dir.path, dtype) is not None
+        and any(map(os.path.isdir, converted.converted_folders(model_dir.path, dtype)))
         and not runtime.has_gpu())

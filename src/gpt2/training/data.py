@@ -136,8 +136,7 @@ def digest(paths):
         try:
             descriptor = files.open_regular(path, os.O_RDONLY, follow_links=True)
             with open(descriptor, 'rb') as file:
-                for data in iter(lambda: file.read(PIECE), b''):
-                    content.update(data)
+                files.add_to_hash(content, file)
         except OSError as error:
             raise UserError(f'{path}: {error.strerror}; give a text file, or a folder of .txt '
                             'files')

@@ -30,7 +30,7 @@ def train(start, data, options, compute, sample_length, output, progress):
     config = tf.ConfigProto(allow_soft_placement=True, device_count={'CPU': len(devices)})
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         try:
-            runtime.require_memory(least_memory(start.hparams, options, compute))
+            runtime.require_memory(least_memory(start.hparams, options))
             tf.set_random_seed(options.seed)
             graph = build_graph(start.hparams, options, compute, devices)
             trainer = Trainer(session, graph, start, options, sample_length, output)
@@ -41,14 +41,14 @@ def train(start, data, options, compute, sample_length, output, progress):
                             '--batch_size with a larger --accumulation')
 
 
-def least_memory(hparams, options, compute):
-    """Return how many bytes training takes at least."""
+def least_memory(hparams, options):
+    """Return how many bytes training takes at least, however few weights are trained.
+
+    In float32: the weights; and of each token, the logits, and 12 E within a block.
+    """
     n_tokens = options.batch_size * options.seq_len
-    # Of each weight: itself, its gradient, and its two moments. The logits, and what a block keeps
-    # for its gradients: inputs of all layers, queries, keys and values.
-    kept = hparams.n_embd * (1 if compute.recompute else 12)
-    return 16 * model_dir.parameter_count(hparams) + 4 * n_tokens * (
-        hparams.n_vocab + hparams.n_layer * kept)
+    return 4 * model_dir.parameter_count(hparams) + 4 * n_tokens * (
+        hparams.n_vocab + 12 * hparams.n_embd)
 
 
 class Trainer:
