@@ -161,6 +161,10 @@ class TinyModel:
         order = printable + [byte for byte in range(256) if byte not in printable]
         self._tokens = [bytes([byte]) for byte in order] + [b'<|endoftext|>']
 
+    def copy(self, path):
+        """Copy the model directory, without the weights that other tests have converted in it."""
+        shutil.copytree(str(self.path), str(path), ignore=shutil.ignore_patterns('lite'))
+
     def encode(self, text):
         return [self._tokens.index(bytes([byte])) for byte in text.encode('utf-8')]
 

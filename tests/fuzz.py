@@ -7,8 +7,8 @@ What a case may do: end with status 0; or with status 1 or 2, one line on stderr
 that was there before as it was. All else is a failure: a traceback, a crash, no end in a minute,
 another output.
 
-Each attack runs in a process of its own, so that a crash or an endless loop is noticed and ends
-nothing else. A case depends on the seed, the attack and the number of the case alone.
+The cases run in another process, so that a crash or an endless loop is noticed and ends nothing
+else. A case depends on the seed, the attack and the number of the case alone.
 """
 
 import argparse
@@ -124,9 +124,10 @@ class Sandbox:
     def __init__(self, folder):
         self.template, self.work = folder / 'template', folder / 'work'
         os.environ['XDG_CACHE_HOME'] = str(folder / 'cache')
+        in_child(self.make)
 
-    def make(self, with_model):
-        """Make the template."""
+    def make(self):
+        """Make the template: texts, and a model, also converted, with samples."""
         self.template.mkdir(parents=True)
         os.chdir(str(self.template))
         pathlib.Path('text.txt').write_text(TEXT, encoding='utf-8')
@@ -134,15 +135,9 @@ class Sandbox:
         pathlib.Path('prompts.jsonl').write_text('{"prompt": "One"}\n{"prompt": "\\u00fc"}\n')
         pathlib.Path('link.txt').symlink_to('text.txt')
         os.mkfifo('fifo')
-        if with_model:
-            self.add_model()
-
-    def add_model(self):
-        """Add a model, also converted, and samples."""
         reference.write_checkpoint('models/tiny', TINY, reference.random_weights(TINY, seed=0))
         commands = Commands()
-        for argv in (['hf', '--to', 'transformers'],):
-            expect(commands.run('convert', 'models/tiny', *argv), 0)
+        expect(commands.run('convert', 'models/tiny', 'hf', '--to', 'transformers'), 0)
         for dtype in ('float32', 'int8') if commands.has_lite else ():
             expect(commands.run('unconditional', *commands.tiny, '--engine', 'lite', '--dtype',
                                 dtype, '--nsamples', 1, '--length', 2), 0)
@@ -259,12 +254,9 @@ def in_child(function):
 class Attack:
     """Cases of one kind. `case` runs one; it raises Failure, or any other error, if it fails."""
 
-    with_model = True
-
-    def __init__(self, folder):
-        self.sandbox = Sandbox(folder)
-        in_child(lambda: self.sandbox.make(self.with_model))
-        self.commands = Commands() if self.with_model else None
+    def __init__(self, sandbox):
+        self.sandbox = sandbox
+        self.commands = Commands()
 
     def run(self, name, *argv, **options):
         """Run a command in the present sandbox, and check it; return its result."""
@@ -345,8 +337,8 @@ class ModelFiles(Attack):
 class Converted(Attack):
     """Damaged converted weights: the texts stay the same."""
 
-    def __init__(self, folder):
-        super().__init__(folder)
+    def __init__(self, sandbox):
+        super().__init__(sandbox)
         self.texts = {}
 
     def case(self, rng):
@@ -464,16 +456,12 @@ class Evaluations(Attack):
 class Texts(Attack):
     """Texts that are hard to encode: they come back as they were, in the fewest merges."""
 
-    with_model = False
-
-    def __init__(self, folder):
+    def __init__(self, sandbox):
         import encoder
         if helpers.DATA:
             self.encoder = encoder.get_encoder('gpt2-vocab', helpers.DATA)
         else:
-            os.makedirs(str(folder / 'vocab'), exist_ok=True)
-            reference.write_vocabulary(str(folder / 'vocab'))
-            self.encoder = encoder.get_encoder('vocab', str(folder))
+            self.encoder = encoder.get_encoder('tiny', str(sandbox.template / 'models'))
 
     def case(self, rng):
         alphabet = rng.choice(['a', 'ab', 'abc ', ' \n', 'aé漢😀', '0123456789', "'s ", '!?.,-=',
@@ -494,7 +482,6 @@ class Texts(Attack):
 class Servers(Attack):
     """Servers that answer with anything."""
 
-    with_model = False
     HEADERS = ['Content-Length', 'Content-Range', 'ETag', 'Content-MD5', 'Last-Modified',
                'Content-Type', 'Content-Encoding', 'Transfer-Encoding', 'Retry-After', 'Location']
     VALUES = ['', '0', '-1', '5', '9' * 400, 'x' * 70000, 'nan', '\x1b[31m', 'bytes 5-9/10',
@@ -505,9 +492,9 @@ class Servers(Attack):
              'HTTP/1.1 -1 X', 'HTTP/9.9 200 OK', 'HTTP/1.1', 'HTTP/1.1 abc', '', '\0' * 100,
              'ICY 200 OK', 'x' * 70000]
 
-    def __init__(self, folder):
+    def __init__(self, sandbox):
         import model_server
-        super().__init__(folder)
+        super().__init__(sandbox)
         self.server_module = model_server
         self.server = model_server.ModelServer({'124M': model_server.small_model()}).__enter__()
 
@@ -568,8 +555,8 @@ class Servers(Attack):
 class Kills(Attack):
     """SIGKILL at any write: the next run completes, with the same result."""
 
-    def __init__(self, folder):
-        super().__init__(folder)
+    def __init__(self, sandbox):
+        super().__init__(sandbox)
         self.finished = {}
 
     def case(self, rng):
@@ -652,13 +639,15 @@ VERBOSE = False
 Outcome = collections.namedtuple('Outcome', 'cases failures')
 
 
-def work(name, seed, first, n_cases):
-    """Run cases of an attack; print a JSON line before and after each."""
+def work(names, seed, first, n_cases):
+    """Run cases of these attacks in turn; print a JSON line before and after each."""
     real_stdout = os.fdopen(os.dup(1), 'w')
     with tempfile.TemporaryDirectory() as folder:
-        attack = ATTACKS[name](pathlib.Path(folder))
+        sandbox = Sandbox(pathlib.Path(folder))
+        attacks = [ATTACKS[name](sandbox) for name in names]
         for number in range(first, first + n_cases):
             print(json.dumps({'begin': number}), file=real_stdout, flush=True)
+            name, attack = names[number % len(names)], attacks[number % len(names)]
             problem = None
             try:
                 attack.case(random.Random(f'{seed} {name} {number}'))
@@ -668,12 +657,13 @@ def work(name, seed, first, n_cases):
         os.chdir('/')
 
 
-def run_attack(name, seed, first, n_cases, until, verbose=False):
-    """Run cases of an attack in processes that may crash, up to a time; return the Outcome."""
+def run_attacks(names, seed, first, n_cases, until, verbose=False):
+    """Run cases of attacks in a process that may crash, up to a time; return the Outcome."""
     number, failures, stop = first, [], first + n_cases
     while number < stop and time.monotonic() < until:
         process = subprocess.Popen(
-            [sys.executable, __file__, '--worker', *map(str, (name, seed, number, stop - number))],
+            [sys.executable, __file__, '--attacks', ','.join(names), '--seed', str(seed),
+             '--worker', str(number), str(stop - number)],
             stdout=subprocess.PIPE, stderr=None if verbose else subprocess.PIPE)
         log = [] if verbose else tail(process.stderr)
         try:
@@ -683,13 +673,12 @@ def run_attack(name, seed, first, n_cases, until, verbose=False):
                     failures.append((message['end'], message['problem']))
                 if 'end' in message:
                     number = message['end'] + 1
-                    if time.monotonic() > until:
+                    if number == stop or time.monotonic() > until:
                         break
             else:
-                if number < stop:
-                    failures.append((number, f'it crashed: status {process.wait()}; '
-                                             f'{b"".join(log)[-1500:].decode("utf-8", "replace")}'))
-                    number += 1
+                failures.append((number, f'it crashed: status {process.wait()}; '
+                                         f'{b"".join(log)[-1500:].decode("utf-8", "replace")}'))
+                number += 1
         except TimeoutError:
             failures.append((number, f'it did not end in {CASE_SECONDS} s'))
             number += 1
@@ -730,24 +719,24 @@ def main(argv=None):
     parser.add_argument('--minutes', type=float, default=1, help='in all')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--case', type=int, help='run this one case of each attack')
-    parser.add_argument('--worker', nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument('--worker', nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.worker:
-        name, *numbers = options.worker
-        VERBOSE = bool(os.environ.get('FUZZ_VERBOSE'))
-        work(name, *map(int, numbers))
-        return 0
     names = options.attacks.split(',')
+    if options.worker:
+        VERBOSE = bool(os.environ.get('FUZZ_VERBOSE'))
+        work(names, options.seed, *options.worker)
+        return 0
     started, failed = time.monotonic(), False
     print(f'{"attack":14} {"cases":>8} {"failures":>9} {"seconds":>8}')
     for i, name in enumerate(names):
         begun = time.monotonic()
         until = begun + (started + 60 * options.minutes - begun) / (len(names) - i)
         if options.case is None:
-            outcome = run_attack(name, options.seed, 0, 10**9, until)
+            outcome = run_attacks([name], options.seed, 0, 10**9, until)
         else:
             os.environ['FUZZ_VERBOSE'] = '1'
-            outcome = run_attack(name, options.seed, options.case, 1, begun + 600, verbose=True)
+            outcome = run_attacks([name], options.seed, options.case, 1, begun + 600,
+                                  verbose=True)
         failed = failed or bool(outcome.failures)
         print(f'{name:14} {outcome.cases:8,} {len(outcome.failures):9} '
               f'{time.monotonic() - begun:8.0f}', flush=True)

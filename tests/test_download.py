@@ -19,6 +19,7 @@ import struct
 import subprocess
 import tempfile
 import time
+import types
 
 import pytest
 
@@ -668,7 +669,8 @@ def test_parameters_of_the_released_sizes(tmp_path, hparams):
 def test_pauses_grow_and_end(monkeypatch, settings):
     settings(FIRST_PAUSE=0.5, LONGEST_PAUSE=60, RETRIES=8)
     pauses = []
-    monkeypatch.setattr(download_model.time, 'sleep', pauses.append)
+    clock = types.SimpleNamespace(sleep=pauses.append)  # threads of other tests may sleep, too
+    monkeypatch.setattr(download_model, 'time', clock)
 
     def fail():
         raise download_model.RetryableError('no luck', wait=7 if len(pauses) == 3 else 0)

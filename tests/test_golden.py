@@ -11,6 +11,7 @@ import pytest
 import generate_conditional_samples as conditional
 import generate_unconditional_samples as unconditional
 from gpt2 import runtime
+from gpt2.sampling import run
 from helpers import SRC
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -27,6 +28,12 @@ RUNS = {
     'prompts.jsonl': ['--seed', 3, '--nsamples', 3, '--length', 40, '--batch_size', 4,
                       '--top_p', 0.9],
 }
+
+
+@pytest.fixture(autouse=True)
+def open_once(graph_decoders, monkeypatch):
+    """Build the model's graph only once."""
+    monkeypatch.setattr(run, 'open_decoder', graph_decoders)
 
 
 def sample(call, name, engine, output, tmp_path):

@@ -50,7 +50,7 @@ def loop(tf):
 def models(tiny, tmp_path):
     """A folder of models that holds the tiny one."""
     folder = tmp_path / 'models'
-    shutil.copytree(str(tiny.path), str(folder / 'tiny'))
+    tiny.copy(folder / 'tiny')
     return folder
 
 
@@ -92,7 +92,7 @@ Unbroken = collections.namedtuple('Unbroken', 'models text path stdout')
 def unbroken(loop, tiny, tmp_path_factory):
     """A run of `train_here` with samples after steps 2, 4 and 6; not to be changed."""
     folder = tmp_path_factory.mktemp('unbroken')
-    shutil.copytree(str(tiny.path), str(folder / 'models' / 'tiny'))
+    tiny.copy(folder / 'models' / 'tiny')
     stdout = io.StringIO()
     with contextlib.redirect_stdout(stdout):
         train_here(folder / 'models', write(folder / 'book.txt', BOOK), 'unbroken',
@@ -265,20 +265,21 @@ def test_worse_weights_are_not_kept(loop, tiny, models, saved, capsys, tmp_path)
     assert losses[0] == pytest.approx(nats, abs=2e-4)
 
 
-def random_weights(tf, loop, start, seed):
+def random_weights(tf, start, seed):
     """Return the weights of an untrained model."""
+    import model
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(seed)
-        build(loop, start)
-        loop.initialize(session, start, scratch=True)
-        return session.run({weight.op.name: weight for weight in loop.checkpoint.model_weights()})
+        model.model(start.hparams, tf.zeros([1, 1], tf.int32))
+        session.run(tf.global_variables_initializer())
+        return session.run({weight.op.name: weight for weight in tf.global_variables()})
 
 
 def test_random_weights(tf, loop, tiny, models, start, book, saved, capsys):
     """As in the paper: N(0, 0.02), less where a block adds to the residual stream."""
     train_here(models, book, scratch=True, steps=1, batch_size=1, learning_rate=1e-30, seed=7)
     weights = saved(models / 'mine')
-    again, other = random_weights(tf, loop, start, 7), random_weights(tf, loop, start, 8)
+    again, other = random_weights(tf, start, 7), random_weights(tf, start, 8)
     (_, loss, _, _, _), *_ = read_lines(capsys.readouterr().out)
     assert loss == pytest.approx(np.log(257), abs=0.1)  # without any knowledge
     assert {name: list(weight.shape) for name, weight in weights.items()} == reference.shapes(
@@ -440,7 +441,7 @@ def test_twenty_steps_have_the_losses_of_torch(tf, loop, tiny, models, shape, ra
     assert losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize('rate', [0, 0.2])
+@pytest.mark.parametrize('rate', [pytest.param(0, marks=only_long), 0.2])
 def test_gradient_checkpointing_gives_the_same_losses(tf, loop, tiny, start, rate):
     """With dropout, the same activations are dropped the second time."""
     batches = random_batches(tiny, 10)
@@ -516,6 +517,7 @@ def test_only_the_weights_to_train_change(tf, loop, tiny, start):
             assert changed == name.startswith('model/h1/'), name
 
 
+@only_long
 def test_two_devices_learn_what_one_does(tf, loop, tiny, start):
     options = dict(steps=10, learning_rate=0.01, accumulation=2)
     batches = random_batches(tiny, 20)

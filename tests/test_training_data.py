@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gpt2.errors import UserError
 from gpt2.model_dir import open_model_dir
 from gpt2.training import data
-from helpers import SRC, Command
+from helpers import SRC, Command, only_long
 
 pytestmark = pytest.mark.pure
 
@@ -146,7 +146,7 @@ def long_text(ending):
     return text, documents
 
 
-@pytest.mark.parametrize('ending', ['txt', 'jsonl'])
+@pytest.mark.parametrize('ending', ['txt', pytest.param('jsonl', marks=only_long)])
 def test_a_long_text_is_encoded_in_several_processes(model_1m, tmp_path, ending, monkeypatch):
     monkeypatch.setattr(data.runtime, 'processors', lambda: 2)
     text, documents = long_text(ending)
