@@ -265,21 +265,20 @@ def test_worse_weights_are_not_kept(loop, tiny, models, saved, capsys, tmp_path)
     assert losses[0] == pytest.approx(nats, abs=2e-4)
 
 
-def random_weights(tf, start, seed):
+def random_weights(tf, loop, start, seed):
     """Return the weights of an untrained model."""
-    import model
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(seed)
-        model.model(start.hparams, tf.zeros([1, 1], tf.int32))
-        session.run(tf.global_variables_initializer())
-        return session.run({weight.op.name: weight for weight in tf.global_variables()})
+        build(loop, start)
+        loop.initialize(session, start, scratch=True)
+        return session.run({weight.op.name: weight for weight in loop.checkpoint.model_weights()})
 
 
 def test_random_weights(tf, loop, tiny, models, start, book, saved, capsys):
     """As in the paper: N(0, 0.02), less where a block adds to the residual stream."""
     train_here(models, book, scratch=True, steps=1, batch_size=1, learning_rate=1e-30, seed=7)
     weights = saved(models / 'mine')
-    again, other = random_weights(tf, start, 7), random_weights(tf, start, 8)
+    again, other = random_weights(tf, loop, start, 7), random_weights(tf, loop, start, 8)
     (_, loss, _, _, _), *_ = read_lines(capsys.readouterr().out)
     assert loss == pytest.approx(np.log(257), abs=0.1)  # without any knowledge
     assert {name: list(weight.shape) for name, weight in weights.items()} == reference.shapes(
