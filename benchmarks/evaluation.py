@@ -36,7 +36,7 @@ def load_project(folder):
 
     def run(windows):
         scores = scorer.loglikelihood_rolling(windows[:, 1:], len(windows), stride=WINDOW)
-        return np.concatenate([s.log_probs for s in scores])
+        return np.concatenate([s.logprobs for s in scores])
     return run
 
 

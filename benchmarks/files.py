@@ -61,7 +61,7 @@ def measure_file(model_dir, decoder, options):
 
     def file():
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(output.JsonLines(
-                os.path.join(folder, 'samples.jsonl'), 0, model_dir.encoder, False)) as target:
+                os.path.join(folder, 'samples.jsonl'), 0, output.Content(model_dir.encoder))) as target:
             target.begin({**run.settings(32), 'seed': 1})
             batches = run.generate(decoder, ((i, start) for i in range(n)), 32, fill=True)
             for samples in batching.finished(progress.with_progress(batches, n, length)):

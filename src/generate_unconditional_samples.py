@@ -11,7 +11,8 @@ OPTIONS = (ModelOptions, options.EngineOptions, options.SamplingOptions,
 def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=None,
                  temperature=1, top_k=0, top_p=1, models_dir='models',
                  engine='auto', dtype='float32', *, output=None, first_sample=0,
-                 stop=True, stop_at=None, keep=None, logprobs=False):
+                 stop=True, stop_at=None, keep=None, logprobs=False, min_p=0, typical_p=1,
+                 repetition_penalty=1, no_repeat_ngram_size=0):
     """Write texts that the model makes up, one after another.
 
     python3 src/generate_unconditional_samples.py [flags] --output FILE
@@ -23,7 +24,9 @@ def sample_model(model_name='124M', seed=None, nsamples=0, batch_size=1, length=
     run.write_unconditional(run.open_run(
         ModelOptions(model_name=model_name, models_dir=models_dir),
         options.EngineOptions(engine=engine, dtype=dtype),
-        options.SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p),
+        options.SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                                typical_p=typical_p, repetition_penalty=repetition_penalty,
+                                no_repeat_ngram_size=no_repeat_ngram_size),
         options.GenerationOptions(seed=seed, length=length, stop=stop, stop_at=stop_at, keep=keep,
                                   logprobs=logprobs),
         conditional=False), batch)

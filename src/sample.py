@@ -2,7 +2,8 @@
 
 Each new token takes one pass `forward` through the model and one `sample_token` from its logits:
 
-    logits -> / temperature -> top-k -> top-p -> draw
+    logits -> repetition penalty, repeated n-grams -> / temperature
+           -> top-k -> top-p -> min-p -> typical -> draw
 
 Keys and values of earlier positions stay in a KV cache that is allocated once and written in
 place. `sample_sequence` does everything in one graph.
@@ -19,17 +20,58 @@ import tensorflow.compat.v1 as tf
 
 import model
 
-FILTERED = -1e10  # the logit of a token that top-k or top-p filtered out
+FILTERED = -1e10  # the logit of a token that is filtered out
 NOT_FINITE = 'a logit is not a finite number'  # an error of the graph
 
 # Where decoding stands: `token` int32 [B], the last of each row, which the model has not read yet;
-# `position` int32 [B], its place in its text; `done` bool [B], whether it ended the text; and
-# `cache`, for each layer the keys and the values, float32 [B, H, T, D] each.
-DecodeState = collections.namedtuple('DecodeState', 'token position done cache')
+# `position` int32 [B], its place in its text; `done` bool [B], whether it ended the text; `text`
+# int32 [B, T], the ids at the positions before; and `cache`, for each layer the keys and the values,
+# float32 [B, H, T, D] each.
+DecodeState = collections.namedtuple('DecodeState', 'token position done text cache')
 
 
-# From logits to a token. temperature, top_k and top_p are numbers, scalar tensors, or one value a
-# row, [B]. A step that is switched off costs nothing.
+# From logits to a token. Options are numbers, scalar tensors, or one value a row, [B]. A step that
+# is switched off costs nothing.
+
+def penalize_repetition(logits, penalty, text, n_read):
+    """Make the tokens of a text less likely, or above 1 likelier; [B, V] in and out.
+
+    Positive logits of the tokens in text int32 [B, T], of which the first n_read int32 [B] count,
+    are divided by the penalty, and negative ones multiplied (Keskar et al. 2019). 1 changes none.
+    """
+    def penalize():
+        known = tf.where(tf.sequence_mask(n_read, tf.shape(text)[1]), text,
+                         tf.tile(text[:, :1], [1, tf.shape(text)[1]]))
+        indices = with_rows(known)
+        scores = tf.gather_nd(logits, indices)  # [B, T]
+        factor, divisor = row_values(penalty), reciprocal(penalty)
+        scores = tf.where(scores < 0, scores * factor, scores * divisor)
+        return tf.tensor_scatter_nd_update(logits, indices, scores)
+
+    return cond(any_row(penalty, lambda p: (p < 1) | (p > 1)), penalize, lambda: logits)
+
+
+def ban_repeated_ngrams(logits, size, text, n_read):
+    """Filter out tokens that would repeat one of the n-grams in a text; [B, V] in and out.
+
+    `text` and `n_read` are as in `penalize_repetition`. Size 0 keeps all logits.
+    """
+    def ban():
+        n, end, places = column(size), n_read[:, tf.newaxis], tf.range(tf.shape(text)[1])
+
+        def compare(back, same):  # the token so many places back with the text's own
+            last = tf.gather_nd(text, with_rows(tf.maximum(end - back, 0)))
+            return back + 1, same & (tf.equal(tf.roll(text, back, axis=1), last) | (back >= n))
+
+        # Whether the n - 1 tokens before a place are the last ones of the text, [B, T].
+        _, same = tf.while_loop(
+            lambda back, _: back < tf.reduce_max(n), compare,
+            [1, (n > 0) & (places >= n - 1) & (places < end)])
+        n_banned = tf.scatter_nd(with_rows(text), tf.cast(same, tf.int32), tf.shape(logits))
+        return mask_logits(logits, tf.equal(n_banned, 0))
+
+    return cond(any_row(size, lambda size: size > 0), ban, lambda: logits)
+
 
 def top_k_logits(logits, k):
     """Keep every logit at least as large as the row's k-th largest; [B, V] in and out.
@@ -57,14 +99,47 @@ def top_p_logits(logits, p):
     """
     def select():
         limit = tf.maximum(row_values(p), 1e-30)  # what float32 rounds to 0 keeps the likeliest
-        limit = tf.where_v2(is_nucleus(column(p)), limit, math.inf)
+        limit = tf.where_v2(is_part(column(p)), limit, math.inf)
         probabilities = tf.nn.softmax(logits)
         return mask_logits(logits, larger_ones_below(limit, probabilities, probabilities))
 
-    def is_nucleus(p):
-        return (p > 0) & (p < 1)
+    return cond(any_row(p, is_part), select, lambda: logits)
 
-    return cond(any_row(p, is_nucleus), select, lambda: logits)
+
+def min_p_logits(logits, p):
+    """Keep the tokens at least p times as likely as the likeliest; [B, V] in and out.
+
+    Nguyen et al. 2024. p 0 keeps all logits.
+    """
+    def select():
+        below = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
+        return mask_logits(logits, below >= tf.log(row_values(p)))
+
+    return cond(any_row(p, lambda p: p > 0), select, lambda: logits)
+
+
+def typical_p_logits(logits, p):
+    """Keep the most typical tokens whose probabilities reach p in sum; [B, V] in and out.
+
+    Locally typical sampling (Meister et al. 2023): tokens are the more typical, the nearer their
+    information, -log(probability), is to its mean, the entropy. Equals stay or go together. p 0 and
+    p 1 keep all logits.
+    """
+    def select():
+        limit = tf.maximum(row_values(p), 1e-30)
+        limit = tf.where_v2(is_part(column(p)), limit, math.inf)
+        log_probabilities = tf.nn.log_softmax(logits)
+        probabilities = tf.exp(log_probabilities)
+        entropy = -tf.reduce_sum(probabilities * log_probabilities, axis=-1, keepdims=True)
+        typical = -tf.abs(log_probabilities + entropy)
+        return mask_logits(logits, larger_ones_below(limit, typical, probabilities))
+
+    return cond(any_row(p, is_part), select, lambda: logits)
+
+
+def is_part(p):
+    """Return whether p is between 0 and 1, both excluded."""
+    return (p > 0) & (p < 1)
 
 
 def larger_ones_below(limit, values, weights):
@@ -105,26 +180,24 @@ def mask_logits(logits, kept):
     return tf.where(kept, logits, tf.fill(tf.shape(logits), FILTERED))
 
 
-def process_logits(logits, temperature=1, top_k=0, top_p=1):
+def process_logits(logits, temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1):
     """Return the logits that a token is drawn from, temperature above 0; [B, V] in and out."""
     logits -= tf.reduce_max(logits, axis=-1, keepdims=True)
-    # What float32 rounds to 0 takes the likeliest. TensorFlow turns a division by a number into a
-    # product with its reciprocal; done so here, a tensor gives the same bits. In float32 the last
-    # bit of a reciprocal would depend on how many there are.
-    temperature = tf.cast(tf.maximum(row_values(temperature), 1e-30), tf.float64)
-    logits *= tf.cast(tf.reciprocal(temperature), tf.float32)
-    return top_p_logits(top_k_logits(logits, top_k), top_p)
+    logits *= reciprocal(temperature)  # what float32 rounds to 0 takes the likeliest
+    logits = top_p_logits(top_k_logits(logits, top_k), top_p)
+    return typical_p_logits(min_p_logits(logits, min_p), typical_p)
 
 
-def sample_token(logits, uniforms, temperature=1, top_k=0, top_p=1):
+def sample_token(logits, uniforms, temperature=1, **filters):
     """Choose the next token of each row, [B, V] -> int32 [B]; temperature 0 takes the likeliest.
 
-    The uniforms, float32 [B, 2R] as in `gumbel_sample`, are not used at temperature 0.
+    The uniforms, float32 [B, 2R] as in `gumbel_sample`, are not used at temperature 0. Filters are
+    options of `process_logits`.
     """
     likeliest = tf.argmax(logits, axis=-1, output_type=tf.int32)
 
     def draw():
-        drawn = gumbel_sample(process_logits(logits, temperature, top_k, top_p), uniforms)
+        drawn = gumbel_sample(process_logits(logits, temperature, **filters), uniforms)
         return where_positive(temperature, drawn, likeliest)
 
     return cond(any_row(temperature, lambda temperature: temperature > 0), draw, lambda: likeliest)
@@ -151,11 +224,11 @@ def gumbel_sample(logits, uniforms):
     return row * side + column
 
 
-def token_logprobs(logits, token, temperature=1, top_k=0, top_p=1):
+def token_logprobs(logits, penalized, token, temperature=1, **filters):
     """Return the log probabilities of sampled tokens, int32 [B] -> float32 [B, 2].
 
-    First under the model itself, then under the distribution that `sample_token` drew from. (At
-    temperature 0 there was no choice: the second is 0.)
+    First under the model itself, by its logits, then under the distribution that `sample_token`
+    drew from, by the penalized ones. (At temperature 0 there was no choice: the second is 0.)
     """
     def log_probability(logits):  # in float64, so that rounding hides which row it was computed in
         logits = tf.cast(logits, tf.float64)
@@ -163,12 +236,25 @@ def token_logprobs(logits, token, temperature=1, top_k=0, top_p=1):
         return tf.cast(chosen - tf.reduce_logsumexp(logits, axis=-1), tf.float32)
 
     def under_sampler():
-        drawn = log_probability(process_logits(logits, temperature, top_k, top_p))
+        drawn = log_probability(process_logits(penalized, temperature, **filters))
         return where_positive(temperature, drawn, tf.zeros_like(drawn))
 
     own = log_probability(logits)
     return tf.stack([own, cond(any_row(temperature, lambda temperature: temperature > 0),
                                under_sampler, lambda: tf.zeros_like(own))], axis=-1)
+
+
+def top_logprobs(logits, n):
+    """Return the n likeliest tokens and their log probabilities, [B, V] -> int32 and float32 [B, n].
+
+    n may be a scalar tensor. Of equals, the lowest ids come first.
+    """
+    def choose():
+        top, tokens = tf.math.top_k(logits, n)
+        return tokens, top - tf.reduce_logsumexp(logits, axis=-1, keepdims=True)
+
+    shape = [tf.shape(logits)[0], n]
+    return cond(n > 0, choose, lambda: (tf.zeros(shape, tf.int32), tf.zeros(shape)))
 
 
 def grid_side(n_vocab):
@@ -184,6 +270,22 @@ def column(option):
 def row_values(option):
     """Return an option as a float32 column, [B, 1] or [1, 1]. It rounds tiny numbers to 0."""
     return tf.cast(column(option), tf.float32)
+
+
+def reciprocal(option):
+    """Return 1 / option, the option at least 1e-30, as a float32 column.
+
+    TensorFlow turns a division by a number into a product with its reciprocal; done so here, a
+    tensor gives the same bits. In float32 the last bit would depend on how many there are.
+    """
+    value = tf.cast(tf.maximum(row_values(option), 1e-30), tf.float64)
+    return tf.cast(tf.reciprocal(value), tf.float32)
+
+
+def with_rows(ids):
+    """Return [row, id] for each id in [B, N], an index into [B, V]: int32 [B, N, 2]."""
+    rows = tf.range(tf.shape(ids)[0])[:, tf.newaxis]
+    return tf.stack([tf.broadcast_to(rows, tf.shape(ids)), ids], axis=-1)
 
 
 def any_row(option, condition):
@@ -268,10 +370,13 @@ def prefill(hparams, tokens, lengths, cache):
     positions = tf.tile(tf.range(n_seq - 1)[tf.newaxis], [n_batch, 1])
     _, cache = forward(hparams, tokens[:, :-1], positions, cache)
     last = tf.gather_nd(tokens, tf.stack([tf.range(n_batch), lengths - 1], axis=-1))
-    return DecodeState(last, lengths - 1, tf.fill([n_batch], False), cache)
+    n_left = model.shape_list(cache[0][0])[2] - (n_seq - 1)
+    text = tf.pad(tokens[:, :-1], [[0, 0], [0, n_left]])
+    return DecodeState(last, lengths - 1, tf.fill([n_batch], False), text, cache)
 
 
-def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, **sampling):
+def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, n_top=0,
+           repetition_penalty=1, no_repeat_ngram_size=0, **sampling):
     """Decode `length` tokens from a DecodeState, or fewer (but at least one) if all rows are done.
 
     Args:
@@ -279,34 +384,48 @@ def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, **
       uniforms: a function from the number of a step, counted from 0, to what `sample_token` takes.
       stop_token: a row is done once it has produced this token, and then repeats it.
       logprobs: whether to compute `token_logprobs`; a bool or a scalar tensor.
-      sampling: temperature, top_k and top_p.
+      n_top: how many of the likeliest tokens to compute `top_logprobs` of, at each of the new ones;
+        an int or a scalar tensor.
+      repetition_penalty, no_repeat_ngram_size: as in `penalize_repetition` and
+        `ban_repeated_ngrams`, of the text that the model has read, its prompt included.
+      sampling: the options of `process_logits`.
 
     Returns:
-      The tokens, int32 [B, N], N <= length; their log probabilities, float32 [B, N, 2], zeros if
-      not asked for; and the DecodeState after them.
+      The tokens, int32 [B, N], N <= length; a tuple of their log probabilities, float32 [B, N, 2],
+      zeros if not asked for, the likeliest tokens, int32 [B, N, n_top], and those' log
+      probabilities, float32 alike; and the DecodeState after them.
     """
     def step(i, tokens, scores, state):
         h, cache = forward(hparams, state.token[:, tf.newaxis], state.position[:, tf.newaxis],
                            state.cache)
         with model.variables():
             logits = check_finite(model.lm_head(hparams, h[:, 0]))
-        token = sample_token(logits, uniforms(i), **sampling)
-        score = cond(logprobs, lambda: token_logprobs(logits, token, **sampling),
+        text = tf.tensor_scatter_nd_update(
+            state.text, with_rows(state.position[:, tf.newaxis])[:, 0], state.token)
+        penalized = penalize_repetition(logits, repetition_penalty, text, state.position + 1)
+        penalized = ban_repeated_ngrams(penalized, no_repeat_ngram_size, text, state.position + 1)
+        token = sample_token(penalized, uniforms(i), **sampling)
+        score = cond(logprobs, lambda: token_logprobs(logits, penalized, token, **sampling),
                      lambda: tf.zeros([tf.size(token), 2]))
+        score = (score, *top_logprobs(logits, n_top))
         done = state.done
         if stop_token is not None:
             token = tf.where(done, tf.fill(tf.shape(token), stop_token), token)
             done = tf.logical_or(done, tf.equal(token, stop_token))
-        return (i + 1, tokens.write(i, token), scores.write(i, score),
-                DecodeState(token, state.position + 1, done, cache))
+        return (i + 1, tokens.write(i, token),
+                tuple(array.write(i, value) for array, value in zip(scores, score)),
+                DecodeState(token, state.position + 1, done, text, cache))
 
-    n_batch = state.token.shape.as_list()
+    def array(dtype, shape):
+        return tf.TensorArray(dtype, size=length, element_shape=state.token.shape.as_list() + shape)
+
     n_new, tokens, scores, state = tf.while_loop(
         lambda i, tokens, scores, state: tf.equal(i, 0) | (i < length) & ~tf.reduce_all(state.done),
-        step, (0, tf.TensorArray(tf.int32, size=length, element_shape=n_batch),
-               tf.TensorArray(tf.float32, size=length, element_shape=n_batch + [2]), state))
+        step, (0, array(tf.int32, []),
+               (array(tf.float32, [2]), array(tf.int32, [None]), array(tf.float32, [None])), state))
     new = tf.range(n_new)
-    return tf.transpose(tokens.gather(new)), tf.transpose(scores.gather(new), [1, 0, 2]), state
+    scores = tuple(tf.transpose(score.gather(new), [1, 0, 2]) for score in scores)
+    return tf.transpose(tokens.gather(new)), scores, state
 
 
 def check_finite(logits):
@@ -318,7 +437,7 @@ def check_finite(logits):
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None,
-                    temperature=1, top_k=0, top_p=1, uniforms=None, stop_token=None):
+                    temperature=1, top_k=0, top_p=1, uniforms=None, stop_token=None, **sampling):
     """Build the graph of a batch of texts, each continued by `length` tokens.
 
     Args:
@@ -330,6 +449,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         the likeliest token; top_k 0, and top_p 0 or 1, choose among all tokens.
       uniforms: float32 [B, length, 2R], between 0 and 1; drawn in the graph if None.
       stop_token: fill a row with this id once it has produced it, and end when all rows have.
+      sampling: min_p, typical_p, repetition_penalty and no_repeat_ngram_size, likewise.
 
     Returns:
       int32 [B, P + length], context included; with start_token, P is 1.
@@ -356,7 +476,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     cache = empty_cache(hparams, n_batch, n_context - 1 + length)
     state = prefill(hparams, context, tf.fill([n_batch], n_context), cache)
     tokens, _, _ = decode(hparams, state, length, step_uniforms, stop_token=stop_token,
-                          temperature=temperature, top_k=top_k, top_p=top_p)
+                          temperature=temperature, top_k=top_k, top_p=top_p, **sampling)
     missing = length - tf.shape(tokens)[1]
     tokens = tf.pad(tokens, [[0, 0], [0, missing]], constant_values=stop_token or 0)
     return tf.concat([context, tokens], axis=1)

@@ -165,8 +165,47 @@ def top_p_keep(logits, p):
     return (larger < p)[which.reshape(-1)]
 
 
-def warp_logits(logits, temperature=1, top_k=0, top_p=1):
-    """Return the logits after temperature, top-k and top-p: float64 [V], -inf where dropped.
+def min_p_keep(logits, p):
+    """Return which tokens min-p keeps: those at least p times as likely as the likeliest."""
+    probabilities = softmax(logits)
+    return probabilities >= p * probabilities.max()
+
+
+def typical_p_keep(logits, p):
+    """Return which tokens typical sampling keeps, bool [V].
+
+    In the order of their distance from the entropy: until the probabilities reach p, and what is
+    as far away as the last of these.
+    """
+    if p in (0, 1):
+        return np.ones(len(logits), bool)
+    probabilities = softmax(logits)
+    likely = probabilities > 0
+    information = np.full(len(logits), np.inf)
+    information[likely] = -np.log(probabilities[likely])
+    entropy = np.sum(probabilities[likely] * information[likely])
+    distances, mass = np.abs(information - entropy), 0
+    for token in np.argsort(distances, kind='stable'):
+        mass += probabilities[token]
+        if mass >= p:
+            break
+    return distances <= distances[token]
+
+
+def penalize(logits, text, repetition_penalty=1, no_repeat_ngram_size=0):
+    """Return logits float64 [V] that depend on the ids in a text, -inf where dropped."""
+    logits, n = np.array(logits, dtype=np.float64), no_repeat_ngram_size
+    for token in set(text):
+        logits[token] *= repetition_penalty if logits[token] < 0 else 1 / repetition_penalty
+    ngrams = {tuple(text[i:i + n]) for i in range(len(text) - n + 1)} if n else ()
+    for ngram in ngrams:
+        if list(ngram[:-1]) == list(text[len(text) - n + 1:]):
+            logits[ngram[-1]] = -np.inf
+    return logits
+
+
+def warp_logits(logits, temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1):
+    """Return the logits that a token is drawn from: float64 [V], -inf where dropped.
 
     The maximum is subtracted first, so the best is 0. Temperature 0 keeps only the best token, of
     equal ones the one with the lowest index.
@@ -177,13 +216,15 @@ def warp_logits(logits, temperature=1, top_k=0, top_p=1):
     if temperature == 0:
         return np.where(np.arange(len(logits)) == np.argmax(logits), 0., -np.inf)
     logits = (logits - np.max(logits)) / temperature
-    logits = np.where(top_k_keep(logits, top_k), logits, -np.inf)
-    return np.where(top_p_keep(logits, top_p), logits, -np.inf)
+    for keep, value in [(top_k_keep, top_k), (top_p_keep, top_p), (min_p_keep, min_p),
+                        (typical_p_keep, typical_p)]:
+        logits = np.where(keep(logits, value), logits, -np.inf)
+    return logits
 
 
-def warp(logits, temperature=1, top_k=0, top_p=1):
+def warp(logits, temperature=1, top_k=0, top_p=1, **filters):
     """Return the probability of each token to be drawn, float64 [V]."""
-    return softmax(warp_logits(logits, temperature, top_k, top_p))
+    return softmax(warp_logits(logits, temperature, top_k, top_p, **filters))
 
 
 # ---- the draw ----------------------------------------------------------------------------------
@@ -263,8 +304,8 @@ def greedy(weights, hparams, prompt, length):
     return tokens[len(prompt):], margins
 
 
-def sample(weights, hparams, prompt, length, seed, index, temperature=1, top_k=0, top_p=1,
-           end=None):
+def sample(weights, hparams, prompt, length, seed, index, temperature=1, end=None,
+           repetition_penalty=1, no_repeat_ngram_size=0, **filters):
     """Return the `length` tokens of sample `index` of run `seed` after the prompt, and their gaps.
 
     A gap is that of `draw`, or at temperature 0 the margin between the two best logits. All tokens
@@ -273,11 +314,12 @@ def sample(weights, hparams, prompt, length, seed, index, temperature=1, top_k=0
     check_window(hparams, prompt, length)
     tokens, gaps = list(prompt), []
     for u in uniforms(seed, index, length, hparams['n_vocab']):
-        logits = forward(weights, hparams, tokens)[-1]
+        logits = penalize(forward(weights, hparams, tokens)[-1], tokens, repetition_penalty,
+                          no_repeat_ngram_size)
         if temperature == 0:
             token, gap = best_and_gap(logits)
         else:
-            token, gap = draw(warp_logits(logits, temperature, top_k, top_p), u)
+            token, gap = draw(warp_logits(logits, temperature, **filters), u)
         tokens.append(token)
         gaps.append(gap)
         if token == end:

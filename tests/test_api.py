@@ -88,13 +88,13 @@ def test_scores_and_logits_are_those_of_the_reference(tiny, tiny_model):
     np.testing.assert_allclose(tiny_model.logits(tokens), expected, atol=1e-4)
     score = tiny_model.score('hello')
     logits = reference.forward(tiny.weights, tiny.hparams, [256] + tokens)[:-1]
-    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    chosen = log_probs[range(5), tokens]
-    np.testing.assert_allclose(score.log_probs, chosen, atol=1e-4)
-    assert score.ranks.tolist() == (1 + (log_probs > chosen[:, np.newaxis]).sum(axis=-1)).tolist()
+    logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    chosen = logprobs[range(5), tokens]
+    np.testing.assert_allclose(score.logprobs, chosen, atol=1e-4)
+    assert score.ranks.tolist() == (1 + (logprobs > chosen[:, np.newaxis]).sum(axis=-1)).tolist()
     assert score.tokens == tokens
     empty = tiny_model.score('')
-    assert empty.tokens == [] and empty.log_probs.size == 0
+    assert empty.tokens == [] and empty.logprobs.size == 0
 
 
 @pytest.mark.parametrize('call, message', [

@@ -348,7 +348,8 @@ def test_after_an_interruption_the_decoder_serves_again():
 def streamed(words, stop_at=''):
     """Return what is streamed after each of these tokens, and the Sequence."""
     sequence, pieces = batching.Sequence(0, [0]), []
-    criteria = batching.StopCriteria(len(words), None, stop_at.encode('utf-8'))
+    stops = [stop.encode('utf-8') for stop in stop_at.split('|') if stop]
+    criteria = batching.StopCriteria(len(words), None, stops)
     for number in range(len(words)):
         batching.extend(sequence, [number], None, words.__getitem__, criteria)
         pieces.append(sequence.stream())

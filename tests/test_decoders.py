@@ -195,7 +195,8 @@ def test_tokens_and_scores_have_their_types_and_shapes(either):
     either.prefill([0, 1, 2], [1, 2])
     tokens, scores = either.decode(3, PLAIN, numbers[:, :3], logprobs=True)
     assert (tokens.dtype, tokens.shape) == (np.int32, (3, 3))
-    assert (scores.dtype, scores.shape) == (np.float32, (3, 3, 2))
+    assert (scores.logprobs.dtype, scores.logprobs.shape) == (np.float32, (3, 3, 2))
+    assert scores.top_tokens.shape == scores.top_logprobs.shape == (3, 3, 0)
     tokens, scores = either.decode(2, PLAIN, numbers[:, 3:])
     assert (tokens.dtype, tokens.shape) == (np.int32, (3, 2)) and scores is None
 
@@ -208,7 +209,7 @@ def test_log_probabilities_are_those_of_the_reference(small, either, options):
     for row, prompt in enumerate(prompts):
         either.prefill([row], prompt)
     tokens, scores = either.decode(15, SamplingOptions(**options), numbers, logprobs=True)
-    for prompt, text, pairs in zip(prompts, tokens.tolist(), scores):
+    for prompt, text, pairs in zip(prompts, tokens.tolist(), scores.logprobs):
         logits = small.logits(prompt + text)[len(prompt) - 1:-1]
         for token, row, pair in zip(text, logits, pairs):
             drawn = reference.warp(row, **options) if options['temperature'] else np.ones(1000)
@@ -227,7 +228,7 @@ def test_log_probabilities_agree_with_the_logits_of_the_model(small, decoders):
         logits = model.model(small.hparams, tf.constant([PROMPTS[0] + text[:-1]]))['logits'][0, 2:]
         chosen = tf.gather_nd(tf.nn.log_softmax(logits), list(enumerate(text)))
         checkpoint.restore(session, small.opened.path)
-        np.testing.assert_allclose(scores[0, :, 0], session.run(chosen), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(scores.logprobs[0, :, 0], session.run(chosen), rtol=0, atol=1e-4)
 
 
 # ---- rows that are done --------------------------------------------------------------------------

@@ -63,14 +63,14 @@ def expected(tiny, logits_after):
     """
     def score_text(text, stride, first=1):
         n_ctx = tiny.hparams['n_ctx']
-        log_probs, ranks, gaps = [], [], []
+        logprobs, ranks, gaps = [], [], []
         for i in range(first, len(text)):
             start = stride * max(0, math.ceil((i - n_ctx) / stride))
             logits = logits_after(tuple(text[start:i]))
-            log_probs.append(log_softmax(logits)[text[i]])
+            logprobs.append(log_softmax(logits)[text[i]])
             ranks.append(1 + (logits > logits[text[i]]).sum())
             gaps.append(np.abs(np.delete(logits, text[i]) - logits[text[i]]).min())
-        return np.array(log_probs), np.array(ranks), np.array(gaps)
+        return np.array(logprobs), np.array(ranks), np.array(gaps)
 
     return score_text
 
@@ -115,8 +115,8 @@ def test_texts_are_scored_as_by_one_forward_pass_for_each_token(scorer, expected
     for batch_size in (1, 3):
         results = scorer.loglikelihood_rolling(texts, batch_size, stride)
         for text, scores in zip(texts, results):
-            log_probs, ranks, gaps = expected([256] + text, stride)
-            np.testing.assert_allclose(scores.log_probs, log_probs, rtol=0, atol=1e-4)
+            logprobs, ranks, gaps = expected([256] + text, stride)
+            np.testing.assert_allclose(scores.logprobs, logprobs, rtol=0, atol=1e-4)
             assert len(text) < 8 or (gaps > NEAR).mean() > 0.9
             assert (scores.ranks == ranks)[gaps > NEAR].all()
             assert (scores.filtered_ranks == scores.ranks).all()
@@ -132,9 +132,9 @@ def test_targets_are_scored_after_the_end_of_their_context(scorer, expected, n_c
     scores, again = scorer.loglikelihood([(context, target), (context, target)], 1, 7)
     text = [256, *context, *target]
     text = text[-1 - max(32, n_target):]
-    log_probs, ranks, gaps = expected(text, 7, len(text) - n_target)
-    assert len(log_probs) == n_target
-    np.testing.assert_allclose(scores.log_probs, log_probs, rtol=0, atol=1e-4)
+    logprobs, ranks, gaps = expected(text, 7, len(text) - n_target)
+    assert len(logprobs) == n_target
+    np.testing.assert_allclose(scores.logprobs, logprobs, rtol=0, atol=1e-4)
     assert (scores.ranks == ranks)[gaps > NEAR].all()
     assert (scores.ranks == again.ranks).all()
 
@@ -144,9 +144,9 @@ def test_logits_in_chunks_and_tokens_that_are_not_allowed(model_dir, logits_afte
     allowed = np.arange(257) % 3 > 0
     text = random_text(32)
     scores, again = Scorer(model_dir, allowed).loglikelihood([([], text), (text[:19], text[19:])])
-    for i, log_prob in enumerate(scores.log_probs):
+    for i, logprob in enumerate(scores.logprobs):
         logits = logits_after((256, *text[:i]))
-        assert log_prob == pytest.approx(log_softmax(logits)[text[i]], abs=1e-4)
+        assert logprob == pytest.approx(log_softmax(logits)[text[i]], abs=1e-4)
         larger = logits > logits[text[i]]
         assert scores.ranks[i] == 1 + larger.sum()
         assert scores.filtered_ranks[i] == 1 + larger[allowed].sum()
@@ -169,7 +169,7 @@ def test_equal_logits_share_the_better_rank(tf, tmp_path):
     flat = Scorer(open_model_dir('flat', str(tmp_path)))
     scores, = flat.loglikelihood_rolling([[1, 2, 3]], stride=8)
     assert scores.ranks.tolist() == [1, 1, 1]
-    np.testing.assert_allclose(scores.log_probs, -math.log(257), rtol=1e-5)
+    np.testing.assert_allclose(scores.logprobs, -math.log(257), rtol=1e-5)
     with pytest.raises(OptionError, match='stride must be a whole number from 1 to 8, .*not 9'):
         flat.loglikelihood_rolling([[1, 2, 3]], stride=9)
     flat.close()
@@ -407,7 +407,7 @@ def test_a_perplexity_too_large_for_a_number(call, changed, data_dir, tmp_path):
                              '--output', output, '--html', page)
     assert (status, stderr) == (0, '')
     scores = json.loads(output.read_text(encoding='utf-8'), parse_constant=pytest.fail)
-    assert scores['perplexity'] is None and math.isfinite(scores['mean_log_prob'])
+    assert scores['perplexity'] is None and math.isfinite(scores['mean_logprob'])
     assert 'above 1e308' in page.read_text(encoding='utf-8')
     status, stdout, stderr = call(evaluate.evaluate, OPTIONS, 'ptb', data_dir / 'ptb.test.txt',
                                   *flags, '--output', tmp_path / 'results.json')
@@ -524,13 +524,13 @@ def test_documents_from_stdin_are_scored(tiny, tmp_path, expected):
         tokens = tiny.encode(document['text'])
         assert result['tokens'] == tokens
         assert result['n_tokens'] == result['n_bytes'] == len(tokens)
-        log_probs, ranks, gaps = expected([256, *tokens], 3)
-        np.testing.assert_allclose(result['log_probs'], log_probs, rtol=0, atol=1e-4)
+        logprobs, ranks, gaps = expected([256, *tokens], 3)
+        np.testing.assert_allclose(result['logprobs'], logprobs, rtol=0, atol=1e-4)
         assert (np.array(result['ranks']) == ranks)[gaps > NEAR].all()
-        assert result['total_log_prob'] == pytest.approx(log_probs.sum(), abs=1e-3)
+        assert result['total_logprob'] == pytest.approx(logprobs.sum(), abs=1e-3)
         if tokens:
-            mean = result['total_log_prob'] / len(tokens)
-            assert result['mean_log_prob'] == pytest.approx(mean)
+            mean = result['total_logprob'] / len(tokens)
+            assert result['mean_logprob'] == pytest.approx(mean)
             assert result['perplexity'] == pytest.approx(math.exp(-mean))
             assert result['bits_per_byte'] == pytest.approx(-mean / math.log(2))
             ranks = np.array(result['ranks'])
@@ -632,9 +632,9 @@ def check_against_transformers(directory, tmp_path, stride, n_bytes, n_passages)
     assert model_dir.encoder.end_of_text == end
 
     def check(tokens, scores):
-        log_probs, ranks, slack = score_by_transformers(net, tokens, stride)
-        log_probs, ranks, slack = (x[-len(scores.ranks):] for x in (log_probs, ranks, slack))
-        assert scores.log_probs.sum(dtype=np.float64) == pytest.approx(log_probs.sum(), rel=1e-4)
+        logprobs, ranks, slack = score_by_transformers(net, tokens, stride)
+        logprobs, ranks, slack = (x[-len(scores.ranks):] for x in (logprobs, ranks, slack))
+        assert scores.logprobs.sum(dtype=np.float64) == pytest.approx(logprobs.sum(), rel=1e-4)
         assert (np.abs(scores.ranks - ranks) <= slack).all()
         return (scores.ranks == ranks).mean()
 

@@ -479,7 +479,7 @@ def test_tokens_are_those_of_the_reference(rows, options):
     checked = {**options, 'top_p': options.get('top_p') or 1}
     processed = lite_logits.process_logits(logits, SamplingOptions(**options))
     tokens = lite_logits.sample_token(logits, u, SamplingOptions(**options))
-    scores = lite_logits.token_logprobs(logits, tokens, SamplingOptions(**options))
+    scores = lite_logits.token_logprobs(logits, logits, tokens, SamplingOptions(**options))
     differ = 0
     for row, token, weights, score, numbers in zip(logits, tokens, processed, scores, u):
         own = reference.softmax(np.float64(row))

@@ -359,7 +359,7 @@ def test_a_file_of_something_else_is_not_touched(refuse, unloaded, tmp_path, nam
 class Given:
     """A finished text as an output takes it."""
 
-    ended, done, logprobs = False, True, []
+    ended, done, logprobs, finish_reason = False, True, [], 'length'
 
     def __init__(self, index, n_tokens=3):
         self.index, self.text, self.tokens = index, f'text {index}', [7] * n_tokens
@@ -371,7 +371,7 @@ MODULES = [output, files]
 
 def opened(path):
     """Open an output that starts with sample 0 and has no prompts."""
-    return output.open_output(str(path), 0, None, with_prompt=False, logprobs=False)
+    return output.open_output(str(path), 0, output.Content(None))
 
 
 def make(path, n):

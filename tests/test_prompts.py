@@ -7,6 +7,7 @@ import pytest
 import generate_conditional_samples as conditional
 from gpt2.errors import UserError
 from gpt2.sampling import prompts
+from gpt2.sampling.options import ConditionalOptions
 from helpers import contents, numbered
 
 LINES = ['Hello', '你好 🙂', '', 'x' * 33, 'y' * 32, 'Hello', ' z\t']
@@ -23,13 +24,17 @@ class Bytes:
 # ---- reading -----------------------------------------------------------------------------------
 
 
+def open_prompts(path):
+    return prompts.open_prompts(ConditionalOptions(prompts=str(path)))
+
+
 def read_all(path):
     """Return the prompts of a file, or why a line has none, in order."""
     found = []
-    opened = prompts.Prompts(str(path))
+    opened = open_prompts(path)
     for number in range(len(opened)):
         try:
-            found.append(opened.read(number))
+            found.append(opened._parse(number)[0])
         except ValueError as error:
             found.append(error.args)
     return found
@@ -67,17 +72,17 @@ def test_a_line_of_a_jsonl(tmp_path, line, expected):
 @pytest.mark.pure
 def test_the_digest_is_that_of_the_file(tmp_path):
     (tmp_path / 'prompts.txt').write_bytes(b'a\n')
-    assert prompts.Prompts(str(tmp_path / 'prompts.txt')).digest == (
+    assert open_prompts(tmp_path / 'prompts.txt').digest == (
         hashlib.sha256(b'a\n').hexdigest()[:16])
 
 
 @pytest.mark.pure
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match='nothing.txt: No such file or directory'):
-        prompts.Prompts(str(tmp_path / 'nothing.txt'))
+        open_prompts(tmp_path / 'nothing.txt')
     (tmp_path / 'folder.txt').mkdir()
     with pytest.raises(UserError, match='folder.txt: Is a directory'):
-        prompts.Prompts(str(tmp_path / 'folder.txt'))
+        open_prompts(tmp_path / 'folder.txt')
 
 
 @pytest.mark.pure
@@ -85,7 +90,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_numbers_of_samples_count_all_lines(tmp_path, capsys, first):
     """The prompt in line i, from 0, has the samples from 2 i; lines before `first` are not read."""
     (tmp_path / 'prompts.txt').write_bytes(b'ab\n\ncd\n' + b'x' * 5)
-    opened = prompts.Prompts(str(tmp_path / 'prompts.txt'))
+    opened = open_prompts(tmp_path / 'prompts.txt')
     found = list(opened.encode(Bytes(), 4, nsamples=2, first=first))
     whole = [(0, [97, 98]), (1, [97, 98]), (4, [99, 100]), (5, [99, 100])]
     assert found == [(index, tokens) for index, tokens in whole if index >= first]

@@ -431,7 +431,7 @@ def choose_tokens(logits, u, **options):
 def choose_and_score(logits, u, **options):
     """Return the logits to draw from, the tokens, and their log probabilities."""
     processed, token = choose_tokens(logits, u, **options)
-    return processed, token, sample.token_logprobs(logits, token, **options)
+    return processed, token, sample.token_logprobs(logits, logits, token, **options)
 
 
 SETTINGS_OF_ROWS = [
@@ -527,7 +527,7 @@ def operations(**options):
     with tf.Graph().as_default() as graph:
         logits = tf.placeholder(tf.float32, [None, 30])
         sample.token_logprobs(
-            logits, sample.sample_token(logits, tf.placeholder(tf.float32, [None, 12]), **options),
+            logits, logits, sample.sample_token(logits, tf.placeholder(tf.float32, [None, 12]), **options),
             **options)
         return [operation.type for operation in graph.get_operations()]
 

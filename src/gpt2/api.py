@@ -6,7 +6,7 @@ import difflib
 import numbers
 import operator
 import reprlib
-from typing import Iterator, List, Optional, Sequence, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -30,14 +30,17 @@ class Sample:
     text: str  # the new text, without `<|endoftext|>` or `stop_at`
     tokens: List[int]  # the new ids, also the one that ended the text
     ended: bool  # before its full length
+    finish_reason: str  # 'stop' if it ended, 'length' if it was cut
     # If asked for, float32 [n, 2], the log probability of each token under the model, and under
     # the distribution that it was drawn from.
     logprobs: Optional[np.ndarray]
+    # With logprobs=K, the K likeliest tokens at each place: (id, log probability) each.
+    top_logprobs: Optional[List[List[Tuple[int, float]]]]
 
 
-# How likely a model finds a text of n tokens: `tokens`, its ids; `log_probs` float32 [n], the
+# How likely a model finds a text of n tokens: `tokens`, its ids; `logprobs` float32 [n], the
 # natural logarithm of each token's probability; `ranks` int32 [n], 1 for the likeliest token.
-Score = collections.namedtuple('Score', 'tokens log_probs ranks')
+Score = collections.namedtuple('Score', 'tokens logprobs ranks')
 
 
 def load(model_name: str = '124M', models_dir: str = 'models', engine: str = 'auto',
@@ -80,8 +83,9 @@ class Model:
           prompts: a text, a list of token ids, a list of those, or None for texts from scratch.
           nsamples: samples of each prompt.
           batch_size: samples made at the same time. It changes only the speed.
-          options: seed, length, temperature, top_k, top_p, stop, stop_at, keep and logprobs, as in
-            GenerationOptions and SamplingOptions. A seed is drawn if there is none.
+          options: seed, length, stop, stop_at, keep, logprobs, temperature, top_k, top_p, min_p,
+            typical_p, repetition_penalty and no_repeat_ngram_size, as in GenerationOptions and
+            SamplingOptions. A seed is drawn if there is none.
 
         Raises UsageError if an option or a prompt cannot be used.
         """
@@ -107,7 +111,7 @@ class Model:
         tokens = self._encode(text)
         stride = min(32, self.hparams.n_ctx) if stride is None else stride
         scores, = self._open_scorer().loglikelihood_rolling([tokens], stride=stride)
-        return Score(tokens, scores.log_probs, scores.ranks)
+        return Score(tokens, scores.logprobs, scores.ranks)
 
     def logits(self, text: Prompt) -> np.ndarray:
         """Return the logits of what follows each token of a text, float32 [n, n_vocab].
@@ -180,4 +184,5 @@ def to_sample(sequence, seed):
     """Return a finished batching.Sequence as a Sample."""
     logprobs = np.array(sequence.logprobs, np.float32) if sequence.logprobs else None
     return Sample(sequence.index, seed, sequence.prompt, sequence.text, sequence.tokens,
-                  sequence.ended, logprobs)
+                  sequence.ended, sequence.finish_reason, logprobs,
+                  sequence.top_logprobs if any(sequence.top_logprobs) else None)

@@ -24,7 +24,6 @@ import threading
 import fire
 
 from gpt2.errors import OptionError, UsageError, UserError
-from gpt2.options import SWITCH
 
 LONGEST_LINE = 1000  # characters of an error, which may quote a file
 
@@ -129,19 +128,30 @@ def parse(command, options, argv):
     if '-h' in argv:
         return None
     texts, left_over = record(parameters, argv)
+    kinds = {name: options[name].metadata['kind'] for name in parameters}
+    values = {name: kinds[name].parse(text) for name, text in texts.items()}
+    left_over += [texts[name] for name, value in values.items()
+                  if not kinds[name].accepts(value) and f'--{name}={texts[name]}' not in argv]
     if left_over:
-        raise UsageError(f'unexpected argument {left_over[0]!r}; see --help')
+        hint = 'did you mean --prompt?' if 'prompt' in parameters else 'see --help'
+        raise UsageError(f'unexpected argument {left_over[0]!r}; {hint}')
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in texts:
             raise UsageError(f'{name.upper()} is missing; see --help')
-    return {name: options[name].metadata['kind'].parse(text) for name, text in texts.items()}
+    return values
 
 
 def join_values(parameters, options, argv):
-    """Return the arguments with each flag in the form --name=value, which Fire cannot misread."""
+    """Return the arguments with each flag in the form --name=value, which Fire cannot misread.
+
+    The values of a flag that may be repeated are joined by NULs, which no argument can have.
+    """
     names = {flag: name for name in parameters
              for flag in (name, options[name].metadata['alias']) if flag}
-    switches = {name for name in parameters if options[name].metadata['kind'] is SWITCH}
+    kinds = {name: options[name].metadata['kind'] for name in parameters}
+    switches = {name for name, kind in kinds.items() if kind.accepts(True)}
+    lists = {name for name, kind in kinds.items() if kind.accepts(['a text'])}
+    places = {}  # of the flags that may be repeated, in `joined`
     turned_off = {f'--no{name}': f'--{name}=False' for name in switches}
     joined, rest = [], [turned_off.get(argument, argument) for argument in argv]
     while rest:
@@ -149,7 +159,8 @@ def join_values(parameters, options, argv):
         if re.match('--|-[A-Za-z]', argument) and argument != '-h':
             flag, equals, value = argument.partition('=')
             name = find_name(names, flag)
-            if not equals and name in switches and rest[:1] not in (['True'], ['False']):
+            if not equals and name in switches and not (
+                    rest and kinds[name].accepts(kinds[name].parse(rest[0]))):
                 value = 'True'
             elif not equals:
                 if not rest or re.match('--[A-Za-z]', rest[0]):
@@ -157,16 +168,22 @@ def join_values(parameters, options, argv):
                                      'with --')
                 value = rest.pop(0)
             argument = f'--{name}={value}'
+            if name in places:
+                joined[places[name]] += f'\0{value}'
+                continue
+            if name in lists:
+                places[name] = len(joined)
         joined.append(argument)
     return joined
 
 
 def find_name(names, flag):
     """Return the parameter of a flag as it is written, such as --top-k. Raises UsageError."""
-    name = flag[2:].replace('-', '_')
-    if flag.startswith('--') and name in names:
+    name = flag.strip('-').replace('-', '_')
+    if re.match('--[^-]', flag) and name in names:
         return names[name]
-    near = difflib.get_close_matches(flag.strip('-').replace('-', '_'), names, n=1)
+    near = ([known for known in names if name and known.startswith(name)]
+            or difflib.get_close_matches(name, names, n=1))
     hint = f'did you mean --{near[0]}?' if near else 'see --help'
     raise UsageError(f'there is no flag {flag}; {hint}')
 

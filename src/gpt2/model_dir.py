@@ -47,9 +47,13 @@ class ModelDir:
 def open_model_dir(model_name, models_dir, weights=True):
     """Open a model directory and check all that can be checked without TensorFlow.
 
-    Raises ModelError if a file is missing or malformed. It may lack weights if `weights` is False.
+    The name may also be the path of a model directory elsewhere. Raises ModelError if a file is
+    missing or malformed. It may lack weights if `weights` is False.
     """
     path = os.path.join(models_dir, model_name)
+    if not os.path.isdir(path) and os.path.isfile(os.path.join(model_name, 'hparams.json')):
+        models_dir, model_name = os.path.split(os.path.abspath(model_name))
+        path = os.path.join(models_dir, model_name)
     if not model_name or not os.path.isdir(path):
         raise ModelError(missing_model(model_name, models_dir))
     check_path(path)
@@ -80,7 +84,8 @@ def missing_model(model_name, models_dir):
     """Return the message that a model is missing, with the models that exist."""
     names = sorted(os.path.basename(os.path.dirname(path)) for path in
                    glob.glob(os.path.join(glob.escape(models_dir), '*', 'checkpoint')))
-    return (f'there is no model {model_name} in {models_dir}, only: {", ".join(names) or "none"}; '
+    known = f'only: {", ".join(names)}' if names else 'and no other; is it the right --models_dir?'
+    return (f'there is no model {model_name} in {os.path.abspath(models_dir)}, {known}; '
             'download a released one with: python3 download_model.py '
             f'{model_name if model_name in RELEASED else RELEASED[0]}')
 

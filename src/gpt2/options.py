@@ -74,6 +74,29 @@ def is_path(value):
         return False
 
 
+def several(kind, wanted):
+    """Return the Kind of a value of a kind, or a list or tuple of them; a flag may be repeated.
+
+    On the command line, `cli.py` separates the texts of one flag by a NUL.
+    """
+    def accepts(value):
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return len(values) > 0 and all(map(kind.accepts, values))
+
+    return Kind(wanted, accepts, lambda text: tuple(map(kind.parse, text.split('\0'))))
+
+
+def as_tuple(value):
+    """Return the values of an option of a Kind by `several`, () for None."""
+    return () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def unescape(text):
+    r"""Return a text with the characters that \n, \r, \t and \\ in it stand for."""
+    return re.sub(r'\\([nrt\\])', lambda match: {'n': '\n', 'r': '\r', 't': '\t'}.get(
+        match.group(1), '\\'), text)
+
+
 def is_unicode(text):
     """Return whether a text has no lone surrogates, which UTF-8 cannot encode."""
     return not re.search('[\ud800-\udfff]', text)
@@ -83,8 +106,18 @@ TEXT = Kind('a text in UTF-8, and not empty',
             lambda value: isinstance(value, str) and value != '' and is_unicode(value),
             lambda text: os.fsencode(text).decode('utf-8', 'surrogateescape'))  # in any locale
 PATH = Kind('a path', is_path, str)
+TEXTS = several(TEXT, 'a text in UTF-8, or several, none of them empty')
+ESCAPED_TEXTS = TEXTS._replace(parse=lambda text: tuple(map(unescape, TEXTS.parse(text))))
 SWITCH = Kind('True or False', lambda value: isinstance(value, bool),
               lambda text: {'True': True, 'False': False}.get(text, text))
+
+
+def switch_or_count(maximum):
+    """Return the Kind of True, False, and the integers from 1 to maximum."""
+    count = whole(1, maximum)
+    return Kind(f'True, False, or {count.wanted}',
+                lambda value: isinstance(value, bool) or count.accepts(value),
+                lambda text: parse_int(text) if text[:1].isdigit() else SWITCH.parse(text))
 
 
 def option(default, kind, text, alias=None):

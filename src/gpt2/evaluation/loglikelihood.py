@@ -21,14 +21,14 @@ LOGITS_CHUNK = 256  # positions whose logits exist at once: 51 MB with the vocab
 # tokens[start + 1:end + 1], of which those from tokens[first] on are scored.
 Window = collections.namedtuple('Window', 'start end first')
 
-# The scores of n tokens: `log_probs` float32 [n], natural logarithms; `ranks` int32 [n], 1 for the
+# The scores of n tokens: `logprobs` float32 [n], natural logarithms; `ranks` int32 [n], 1 for the
 # likeliest; `filtered_ranks` int32 [n], the same among the allowed tokens.
-Scores = collections.namedtuple('Scores', 'log_probs ranks filtered_ranks')
+Scores = collections.namedtuple('Scores', 'logprobs ranks filtered_ranks')
 
 
-def total_log_prob(scores):
+def total_logprob(scores):
     """Return the log probability of all tokens together, in nats."""
-    return float(scores.log_probs.sum(dtype=np.float64))
+    return float(scores.logprobs.sum(dtype=np.float64))
 
 
 def exp(nats):
@@ -159,8 +159,8 @@ class Scorer:
             scores = [run(self._scores, {self._hidden: hidden[i:i + LOGITS_CHUNK],
                                          self._targets: targets[i:i + LOGITS_CHUNK]})
                       for i in chunks]
-        log_probs, *ranks = [np.concatenate(values) for values in zip(*scores)]
-        return [self._check_finite(log_probs), *ranks]
+        logprobs, *ranks = [np.concatenate(values) for values in zip(*scores)]
+        return [self._check_finite(logprobs), *ranks]
 
     def _check_finite(self, values):
         """Return an array of float32. Raises ModelError unless all of it are finite numbers."""

@@ -10,7 +10,7 @@ import string
 import numpy as np
 
 from gpt2 import files
-from gpt2.evaluation.loglikelihood import Scorer, exp, total_log_prob
+from gpt2.evaluation.loglikelihood import Scorer, exp, total_logprob
 
 GROUP = 64  # documents to score before their results are written
 
@@ -41,16 +41,16 @@ def score_documents(model_dir, documents, options):
 
 def summarize(tokens, scores, n_bytes):
     """Return the figures of one document, see the help of evaluate.py; None for an empty one's."""
-    total, n = total_log_prob(scores), len(tokens)
+    total, n = total_logprob(scores), len(tokens)
     classes = np.searchsorted(RANK_LIMITS, scores.ranks)
     counts = np.bincount(classes, minlength=len(RANK_CLASSES)).tolist()
     shares = [count / n if n else None for count in counts]
-    return {'n_tokens': n, 'n_bytes': n_bytes, 'total_log_prob': total,
-            'mean_log_prob': total / n if n else None,
+    return {'n_tokens': n, 'n_bytes': n_bytes, 'total_logprob': total,
+            'mean_logprob': total / n if n else None,
             'perplexity': exp(-total / n) if n else None,
             'bits_per_byte': -total / math.log(2) / n_bytes if n else None,
             'rank_shares': dict(zip(RANK_CLASSES, shares)), 'tokens': tokens,
-            'log_probs': [float(f'{value:.6g}') for value in scores.log_probs],
+            'logprobs': [float(f'{value:.6g}') for value in scores.logprobs],
             'ranks': scores.ranks.tolist()}
 
 
@@ -71,7 +71,7 @@ def article(number, result, encoder):
     cells = [('tokens', f'{result["n_tokens"]:,}'),
              ('perplexity', 'above 1e308' if perplexity is None else f'{perplexity:,.2f}'),
              ('bits per byte', f'{result["bits_per_byte"]:.3f}'),
-             ('log probability', f'{result["total_log_prob"]:,.1f}')]
+             ('log probability', f'{result["total_logprob"]:,.1f}')]
     figures = ''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in cells)
     return (f'{start}<dl>{figures}</dl>\n<div class="bar">{bar(result["rank_shares"])}</div>\n'
             f'<p class="text">{"".join(spans(result, encoder))}</p>\n</article>\n')
@@ -92,11 +92,11 @@ def spans(result, encoder):
     """
     decoder = codecs.getincrementaldecoder('utf-8')('replace')
     text, ranks, notes = '', [], []
-    tokens = list(zip(result['tokens'], result['ranks'], result['log_probs']))
-    for i, (token, rank, log_prob) in enumerate(tokens, 1):
+    tokens = list(zip(result['tokens'], result['ranks'], result['logprobs']))
+    for i, (token, rank, logprob) in enumerate(tokens, 1):
         text += decoder.decode(encoder.decode_bytes([token]), final=i == len(tokens))
         ranks.append(rank)
-        notes.append(f'rank {rank}, probability {math.exp(log_prob):.3g}')
+        notes.append(f'rank {rank}, probability {math.exp(logprob):.3g}')
         if text and not decoder.getstate()[0]:
             color, title = np.searchsorted(RANK_LIMITS, max(ranks)), '&#10;'.join(notes)
             yield f'<span class="r{color}" title="{title}">{html.escape(text)}</span>'

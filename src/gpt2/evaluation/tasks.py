@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from gpt2.evaluation import readers
-from gpt2.evaluation.loglikelihood import Scores, exp, total_log_prob
+from gpt2.evaluation.loglikelihood import Scores, exp, total_logprob
 
 # A data set. `files`: where it may be in the data folder; `read`: its reader, which returns the
 # examples; `measure`: a function of `score` and the examples, which returns their number and
@@ -50,7 +50,7 @@ def measure_lambada(score, examples):
     for name, targets in [('word', scores), ('last token', last)]:
         hits = [(s.ranks == 1).all() for s in targets]
         filtered_hits = [(s.filtered_ranks == 1).all() for s in targets]
-        perplexity = exp(-np.mean([total_log_prob(s) for s in targets]))
+        perplexity = exp(-np.mean([total_logprob(s) for s in targets]))
         measures += [accuracy(f'accuracy, {name}', hits),
                      accuracy(f'accuracy, {name}, stop-word filter', filtered_hits),
                      Measure(f'perplexity, {name}', perplexity)]
@@ -84,14 +84,14 @@ def measure_cbt(score, questions):
     """Measure how often the answer makes the rest of the sentence likelier than other choices."""
     scores = score([(question.context, choice + question.rest)
                     for question in questions for choice in question.choices])
-    totals = np.reshape([total_log_prob(s) for s in scores], [len(questions), -1])
+    totals = np.reshape([total_logprob(s) for s in scores], [len(questions), -1])
     answers = [question.answer for question in questions]
     return len(questions), [accuracy('accuracy', totals.argmax(axis=1) == answers)]
 
 
 def measure_words(score, corpus):
     """Measure the perplexity per word, with words counted as the corpus counts them."""
-    nats = -sum(total_log_prob(s) for s in score([('', text) for text in corpus.texts]))
+    nats = -sum(total_logprob(s) for s in score([('', text) for text in corpus.texts]))
     return corpus.n_lines, [Measure('perplexity of a word', exp(nats / corpus.n_words)),
                             Measure('words and line ends', corpus.n_words),
                             Measure('lines scored as distributed', corpus.n_raw)]
@@ -99,7 +99,7 @@ def measure_words(score, corpus):
 
 def measure_bytes(score, data):
     """Measure the bits per byte and per character."""
-    bits = -total_log_prob(score([(b'', data)])[0]) / math.log(2)
+    bits = -total_logprob(score([(b'', data)])[0]) / math.log(2)
     # Each character has one byte that is not a continuation, 10xxxxxx.
     n_characters = int(np.sum(np.frombuffer(data, np.uint8) & 0xc0 != 0x80))
     return len(data), [Measure('bits per byte', bits / len(data)),

@@ -19,7 +19,7 @@ import numpy as np
 from gpt2 import checkpoint, runtime
 from gpt2.lite import logits as lite_logits
 from gpt2.lite.interpreter import Subgraph
-from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder
+from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder, Scores
 
 PROMPT_TOKENS = 256  # of a prompt to read at a time
 THREAD_SCORES = 2 ** 16  # scores of attention that are worth a thread
@@ -51,6 +51,7 @@ class LiteDecoder(Decoder):
         self._require_memory(CACHE_POSITIONS)
         self._token = np.zeros(n_rows, dtype=int)
         self._done = np.zeros(n_rows, dtype=bool)
+        self._texts = [[] for _ in range(n_rows)]
         self._cache = [self._empty_cache(0) for _ in self._blocks]
 
     def prefill(self, rows, prompt):
@@ -63,11 +64,13 @@ class LiteDecoder(Decoder):
             self._forward(tokens, np.array([first]), cache)
         for cached in self._cache:
             cached[:, rows[1:], :, :n_read] = cached[:, row:row + 1, :, :n_read]
+        for row in rows:
+            self._texts[row] = list(prompt)
         self._token[rows] = prompt[-1]
         self._position[rows] = n_read
         self._done[rows] = False
 
-    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
+    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False, n_top=0):
         self._check_length(length)
         self._make_room(self._position.max() + length)
         tokens, scores = [], []
@@ -76,18 +79,22 @@ class LiteDecoder(Decoder):
             logits = self._logits(x, a)
             if not np.isfinite(logits.sum()):
                 raise checkpoint.non_finite_error(self.model_dir)
+            penalized = lite_logits.penalize(logits, self._texts, options)
             token = lite_logits.sample_token(
-                logits, None if options.greedy else uniforms[:, len(tokens)], options)
+                penalized, None if options.greedy else uniforms[:, len(tokens)], options)
             if logprobs:
-                scores.append(lite_logits.token_logprobs(logits, token, options))
+                scores.append((lite_logits.token_logprobs(logits, penalized, token, options),
+                               *lite_logits.top_logprobs(logits, n_top)))
             if stop_token is not None:
                 token = np.where(self._done, stop_token, token)
                 self._done |= token == stop_token
+            for text, new in zip(self._texts, token.tolist()):
+                text.append(new)
             tokens.append(token)
             self._token = token
             self._position += 1
         return (np.stack(tokens, axis=1).astype(np.int32),
-                np.stack(scores, axis=1) if scores else None)
+                Scores(*(np.stack(values, axis=1) for values in zip(*scores))) if scores else None)
 
     def close(self):
         self._threads.shutdown()

@@ -9,6 +9,28 @@ import numpy as np
 from gpt2.sampling.rng import grid_side
 
 
+FILTERED = np.float32(-1e10)  # the logit of a token that is filtered out
+
+
+def penalize(logits, texts, options):
+    """Return logits that depend on the tokens in the texts, a list of ids a row: float32 [B, V].
+
+    As `sample.penalize_repetition` and `sample.ban_repeated_ngrams`.
+    """
+    penalty, n = np.float32(options.repetition_penalty), options.no_repeat_ngram_size
+    if penalty == 1 and n == 0:
+        return logits
+    logits = logits.copy()
+    for row, text in zip(logits, map(np.array, texts)):
+        scores = row[text]
+        row[text] = np.where(scores < 0, scores * penalty, scores / penalty)
+        if 0 < n <= len(text):
+            ngrams = np.stack([text[i:len(text) - n + 1 + i] for i in range(n)])
+            same = (ngrams[:-1] == text[len(text) - n + 1:, np.newaxis]).all(axis=0)
+            row[ngrams[-1, same]] = FILTERED
+    return logits
+
+
 def sample_token(logits, uniforms, options):
     """Choose the next token of each row, with uniforms [B, 2R]: float32 [B, V] -> int [B]."""
     if options.greedy:
@@ -24,6 +46,10 @@ def process_logits(logits, options):
             row *= row >= top_k_threshold(row, options.top_k)
         if 0 < options.top_p < 1:
             row *= row >= nucleus_threshold(row, options.top_p)
+        if options.min_p > 0:
+            row *= row >= row.max() * np.float32(options.min_p)
+        if 0 < options.typical_p < 1:
+            row *= most_typical(row, options.typical_p)
     return weights
 
 
@@ -67,6 +93,19 @@ def nucleus_threshold(weights, p):
     return near[max(n_kept, 1) - 1]
 
 
+def most_typical(weights, p):
+    """Return which tokens `sample.typical_p_logits` keeps, of weights float32 [V]: bool [V]."""
+    probabilities = weights / weights.sum()
+    with np.errstate(divide='ignore'):
+        information = -np.log(probabilities)  # of what is filtered out, infinity
+    likely = probabilities > 0
+    entropy = (probabilities[likely] * information[likely]).sum()
+    distance = np.abs(information - entropy)
+    order = distance.argsort()
+    n_below = np.count_nonzero(probabilities[order].cumsum(dtype=np.float64) < p)
+    return distance <= distance[order[min(n_below, likely.sum() - 1)]]
+
+
 def gumbel_sample(weights, uniforms):
     """Draw one token of each row, as `sample.gumbel_sample`: float32 [B, R^2] -> int [B]."""
     n_batch, side = len(weights), uniforms.shape[-1] // 2
@@ -79,12 +118,23 @@ def gumbel_sample(weights, uniforms):
     return row * side + column
 
 
-def token_logprobs(logits, token, options):
-    """As `sample.token_logprobs`: logits float32 [B, V], tokens int [B] -> float32 [B, 2]."""
+def token_logprobs(logits, penalized, token, options):
+    """As `sample.token_logprobs`: float32 [B, V] twice, tokens int [B] -> float32 [B, 2]."""
     chosen = np.arange(len(token)), token
     own = logits[chosen] - logits.max(axis=-1)
     own -= np.log(softmax_weights(logits).sum(axis=-1))
     if options.greedy:
         return np.stack([own, np.zeros_like(own)], axis=-1)
-    weights = process_logits(logits, options)
+    weights = process_logits(penalized, options)
     return np.stack([own, np.log(weights[chosen] / weights.sum(axis=-1))], axis=-1)
+
+
+def top_logprobs(logits, n):
+    """As `sample.top_logprobs`: float32 [B, V] -> int32 [B, n] and float32 [B, n]."""
+    def likeliest(row):
+        candidates = np.flatnonzero(row >= np.partition(row, -n)[-n])
+        return candidates[np.argsort(-row[candidates], kind='stable')[:n]]
+
+    tokens = np.stack([likeliest(row) if n else np.zeros(0) for row in logits]).astype(np.int32)
+    below = np.take_along_axis(logits, tokens, axis=-1) - logits.max(axis=-1, keepdims=True)
+    return tokens, below - np.log(softmax_weights(logits).sum(axis=-1, keepdims=True))

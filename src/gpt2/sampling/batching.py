@@ -13,12 +13,14 @@ import time
 
 import numpy as np
 
+from gpt2.options import as_tuple
 from gpt2.sampling import rng
 
 CHUNK = 16  # tokens at a time where texts may end early, so that no row is idle for longer
 
-# What ends a text: `length` new tokens, the id `token` (or None), or `stop_bytes` (b'' for none).
-StopCriteria = collections.namedtuple('StopCriteria', 'length token stop_bytes')
+# What ends a text: `length` new tokens, the id `token` (or None), or one of the byte strings
+# `stops`.
+StopCriteria = collections.namedtuple('StopCriteria', 'length token stops')
 
 
 class Sequence:
@@ -26,12 +28,13 @@ class Sequence:
 
     tokens: the new ids; the last of a finished text may be `<|endoftext|>`.
     logprobs: the two log probabilities of each token, if they are computed.
+    top_logprobs: the likeliest tokens at its place, (id, log probability) each, if asked for.
     done, ended: whether it is finished, and whether by something other than its length.
     """
 
     def __init__(self, index, prompt, generator=None, done=False):
         self.index, self.prompt, self.rng = index, prompt, generator
-        self.tokens, self.logprobs, self._bytes = [], [], bytearray()
+        self.tokens, self.logprobs, self.top_logprobs, self._bytes = [], [], [], bytearray()
         self.ended, self.done = False, done
         self._n_streamed = self._n_stable = 0  # bytes that were streamed, and that may be
         self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
@@ -40,6 +43,11 @@ class Sequence:
     def text(self):
         """The text without its prompt and without what ended it."""
         return self._bytes.decode('utf-8', 'replace')
+
+    @property
+    def finish_reason(self):
+        """Why a finished text ended: 'stop', or 'length' if it was cut."""
+        return 'stop' if self.ended else 'length'
 
     def stream(self):
         """Return the text since the last call; hold back half a character or half a `stop_at`."""
@@ -51,23 +59,25 @@ class Sequence:
         self.tokens.append(token)
         self.ended = token == criteria.token
         if not self.ended:
-            self._append_bytes(token_bytes, criteria.stop_bytes)
+            self._append_bytes(token_bytes, criteria.stops)
         self.done = self.ended or len(self.tokens) == criteria.length
-        n_held = 0 if self.done else partial_stop(self._bytes, criteria.stop_bytes)
+        n_held = 0 if self.done else partial_stop(self._bytes, criteria.stops)
         self._n_stable = len(self._bytes) - n_held
 
-    def _append_bytes(self, token_bytes, stop_bytes):
-        first = max(0, len(self._bytes) - len(stop_bytes) + 1)  # where a stop may begin
+    def _append_bytes(self, token_bytes, stops):
+        old_size = len(self._bytes)
         self._bytes += token_bytes
-        stop = self._bytes.find(stop_bytes, first) if stop_bytes else -1
-        if stop >= 0:
+        places = [self._bytes.find(stop, max(0, old_size - len(stop) + 1)) for stop in stops]
+        found = [place for place in places if place >= 0]
+        if found:
             self.ended = True
-            del self._bytes[stop:]
+            del self._bytes[min(found):]
 
 
-def partial_stop(text, stop_bytes):
-    """Return how many bytes at the end of a text are the beginning of stop_bytes."""
-    return next((n for n in range(len(stop_bytes) - 1, 0, -1) if text.endswith(stop_bytes[:n])), 0)
+def partial_stop(text, stops):
+    """Return how many bytes at the end of a text are the beginning of one of the stops."""
+    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
+               default=0)
 
 
 def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=False,
@@ -87,8 +97,10 @@ def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=F
       an earlier list had as done from its beginning on.
     """
     stop_token = encoder.end_of_text if options.stop else None
-    criteria = StopCriteria(options.length, stop_token, (options.stop_at or '').encode('utf-8'))
+    criteria = StopCriteria(options.length, stop_token,
+                            [text.encode('utf-8') for text in as_tuple(options.stop_at)])
     most = CHUNK if options.stop_at or options.stop else options.length
+    n_top = min(options.n_top, decoder.hparams.n_vocab)
     token_bytes = functools.lru_cache(maxsize=None)(lambda token: encoder.decode_bytes([token]))
     waiting = (Sequence(index, prompt, rng.sample_rng(options.seed, index))
                for index, prompt in prompts)
@@ -101,12 +113,13 @@ def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=F
                 min(options.length - len(row.tokens) for row in rows if not row.done))
         start = time.perf_counter()
         uniforms = None if sampling.greedy else draw_uniforms(rows, n, decoder.hparams.n_vocab)
-        tokens, scores = decoder.decode(n, sampling, uniforms, stop_token, options.logprobs)
+        tokens, scores = decoder.decode(n, sampling, uniforms, stop_token,
+                                        logprobs=bool(options.logprobs), n_top=n_top)
         rate = tokens.shape[1] / (time.perf_counter() - start)
         chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))
         for row, sequence in enumerate(rows):
-            extend(sequence, tokens[row].tolist(), None if scores is None else scores[row].tolist(),
-                   token_bytes, criteria)
+            extend(sequence, tokens[row].tolist(), scores and scores.of_row(row), token_bytes,
+                   criteria)
         yield list(admitted)
         while admitted and admitted[0].done:
             admitted.popleft()
@@ -143,13 +156,14 @@ def draw_uniforms(rows, n, n_vocab):
 
 
 def extend(sequence, tokens, scores, token_bytes, criteria):
-    """Append tokens, and their log probabilities if there are any, until a text is finished."""
+    """Append tokens, and their Scores as lists if there are any, until a text is finished."""
     for i, token in enumerate(tokens):
         if sequence.done:
             return
         sequence.append(token, token_bytes(token), criteria)
         if scores is not None:
-            sequence.logprobs.append(scores[i])
+            sequence.logprobs.append(scores.logprobs[i])
+            sequence.top_logprobs.append(list(zip(scores.top_tokens[i], scores.top_logprobs[i])))
 
 
 def slide_windows(decoder, rows, keep):

@@ -4,12 +4,27 @@ A third engine is another subclass, a branch in `sampling/engines.py`, and a val
 """
 
 import abc
+import collections
 
 import numpy as np
 
 from gpt2 import runtime
 
 CACHE_POSITIONS = 128  # a KV cache grows by so many positions: growing copies it
+
+
+class Scores(collections.namedtuple('Scores', 'logprobs top_tokens top_logprobs')):
+    """How likely tokens were, natural logarithms.
+
+    logprobs: of the tokens under the model, and under the distribution that they were drawn from,
+      float32 [B, N, 2].
+    top_tokens, top_logprobs: the likeliest tokens under the model at each place, int32 [B, N, n],
+      and their log probabilities, float32 [B, N, n].
+    """
+
+    def of_row(self, row):
+        """Return the Scores of a row as lists."""
+        return Scores(*(values[row].tolist() for values in self))
 
 
 class Decoder(abc.ABC):
@@ -47,17 +62,18 @@ class Decoder(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
+    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False, n_top=0):
         """Continue every row by `length` tokens, or fewer (but at least one) if all are done.
 
         Args:
           options: SamplingOptions.
           uniforms: float32 [B, length, 2R] from `rng.draw_uniforms`; None at temperature 0.
           stop_token: a row is done once it has produced this id, and then repeats it.
+          logprobs: whether to return Scores.
+          n_top: how many likeliest tokens these have, at most n_vocab.
 
         Returns:
-          The tokens, int32 [B, N], N <= length; and their log probabilities, under the model and
-          under the distribution they were drawn from, float32 [B, N, 2], or None without logprobs.
+          The tokens, int32 [B, N], N <= length; and their Scores, or None without logprobs.
 
         Raises ValueError if a row would go beyond the window, and ModelError if a logit is not a
         finite number.

@@ -1,5 +1,6 @@
 """The graph decoder: the loop of `sample.py`, with the KV cache on the device between calls."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,8 @@ import tensorflow.compat.v1 as tf
 
 import sample
 from gpt2 import checkpoint, runtime
-from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder
+from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder, Scores
+from gpt2.sampling.options import SamplingOptions
 from gpt2.sampling.rng import grid_side
 
 
@@ -37,15 +39,18 @@ class GraphDecoder(Decoder):
         self._rows = tf.placeholder(tf.int32, [None])
         self._n = tf.placeholder(tf.int32, [])
         self._uniforms = tf.placeholder(tf.float32, [None, None, 2 * grid_side(hparams.n_vocab)])
-        self._sampling = {'temperature': tf.placeholder(tf.float64, []),  # tiny ones are not 0
-                          'top_k': tf.placeholder(tf.int32, []),
-                          'top_p': tf.placeholder(tf.float64, [])}
+        # In float64, a tiny number is not 0.
+        self._sampling = {
+            field.name: tf.placeholder(tf.int32 if field.type is int else tf.float64, [])
+            for field in dataclasses.fields(SamplingOptions)}
         self._stop_token = tf.placeholder(tf.int32, [])
         self._logprobs = tf.placeholder(tf.bool, [])
+        self._n_top = tf.placeholder(tf.int32, [])
 
         cache_shape = [None, hparams.n_head, None, hparams.n_embd // hparams.n_head]
         stored = sample.DecodeState(
             *(local_variable(dtype, [None]) for dtype in (tf.int32, tf.int32, tf.bool)),
+            text=local_variable(tf.int32, [None, None]),
             cache=[tuple(local_variable(tf.float32, cache_shape) for _ in 'kv')
                    for _ in range(hparams.n_layer)])
         state = tf.nest.map_structure(lambda variable: variable.read_value(), stored)
@@ -53,6 +58,7 @@ class GraphDecoder(Decoder):
         n_rows = tf.size(self._rows)
         self._reset = assign_all(stored, sample.DecodeState(
             *(tf.zeros([n_rows], variable.dtype) for variable in stored[:3]),
+            text=tf.zeros([n_rows, self._n], tf.int32),
             cache=sample.empty_cache(hparams, n_rows, self._n)))
 
         n_tokens = tf.shape(self._prompt)[1]
@@ -60,15 +66,18 @@ class GraphDecoder(Decoder):
                                    sample.empty_cache(hparams, 1, n_tokens))
         self._prefill = assign_all(stored, replace_rows(state, self._rows, prefilled, n_tokens - 1))
 
-        padding = [[0, 0], [0, 0], [0, self._n], [0, 0]]
-        self._grow = assign_all(stored.cache, tf.nest.map_structure(
-            lambda cached: tf.pad(cached, padding), state.cache))
+        def pad(values):  # [B, T] or [B, H, T, D]
+            padding = [[0, 0], [0, self._n]]
+            return tf.pad(values, padding if len(values.shape) == 2 else [[0, 0], *padding, [0, 0]])
+
+        growing = [(variables.text, variables.cache) for variables in (stored, state)]
+        self._grow = assign_all(growing[0], tf.nest.map_structure(pad, growing[1]))
 
         tokens, scores, state = sample.decode(
             hparams, state, self._n, lambda i: self._uniforms[:, i], stop_token=self._stop_token,
-            logprobs=self._logprobs, **self._sampling)
+            logprobs=self._logprobs, n_top=self._n_top, **self._sampling)
         with tf.control_dependencies([assign_all(stored, state)]):
-            self._decode = [tf.identity(tokens), tf.identity(scores)]
+            self._decode = tf.nest.map_structure(tf.identity, (tokens, scores))
 
     def reset(self, n_rows):
         self._start_rows(n_rows)
@@ -82,7 +91,7 @@ class GraphDecoder(Decoder):
         self._run(self._prefill, {self._prompt: [prompt], self._rows: rows})
         self._position[rows] = len(prompt) - 1
 
-    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
+    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False, n_top=0):
         self._check_length(length)
         self._make_room(self._position.max() + length)
         if uniforms is None:
@@ -90,10 +99,11 @@ class GraphDecoder(Decoder):
             uniforms = np.full([len(self._position), length, width], 0.5, np.float32)
         tokens, scores = self._run(self._decode, {
             self._n: length, self._uniforms: uniforms, self._logprobs: logprobs,
+            self._n_top: n_top if logprobs else 0,
             self._stop_token: -1 if stop_token is None else stop_token,
             **{tensor: getattr(options, name) for name, tensor in self._sampling.items()}})
         self._position += tokens.shape[1]
-        return tokens, scores if logprobs else None
+        return tokens, Scores(*scores) if logprobs else None
 
     def close(self):
         self._session.close()
@@ -132,6 +142,11 @@ def replace_rows(state, rows, prefilled, n_read):
     def replace(values, new):  # [B] and [1]
         return tf.tensor_scatter_nd_update(values, rows[:, tf.newaxis], tf.tile(new, [n_rows]))
 
+    def replace_text(texts, new):
+        padding = [[0, 0], [0, tf.shape(texts)[1] - n_read]]
+        new = tf.tile(tf.pad(new[:, :n_read], padding), [n_rows, 1])
+        return tf.tensor_scatter_nd_update(texts, rows[:, tf.newaxis], new)
+
     def replace_cache(cached, new):
         indices = sample.cache_indices(cached, tf.range(n_read)[tf.newaxis])
         return sample.write_cache(cached, tf.gather(indices, rows),
@@ -140,6 +155,7 @@ def replace_rows(state, rows, prefilled, n_read):
     done = replace(tf.cast(state.done, tf.int32), tf.zeros([1], tf.int32))
     return sample.DecodeState(replace(state.token, prefilled.token),
                               replace(state.position, prefilled.position), tf.cast(done, tf.bool),
+                              replace_text(state.text, prefilled.text),
                               tf.nest.map_structure(replace_cache, state.cache, prefilled.cache))
 
 

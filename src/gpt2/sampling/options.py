@@ -2,15 +2,16 @@
 
 import dataclasses
 import secrets
-from typing import Optional
+from typing import Optional, Sequence, Union
 
 from gpt2.errors import OptionError
-from gpt2.options import PATH, SWITCH, TEXT, Options, choice, number, option, whole
+from gpt2.options import (ESCAPED_TEXTS, PATH, SWITCH, TEXTS, Options, choice, number, option,
+                          switch_or_count, whole)
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions(Options):
-    """How the next token is chosen: temperature, then top-k, then top-p, then a draw."""
+    """How the next token is chosen. The steps are taken in the order of `sample.py`."""
 
     temperature: float = option(
         1, number('that is not negative', lambda value: value >= 0),
@@ -19,6 +20,17 @@ class SamplingOptions(Options):
     top_p: float = option(1, number('from 0 to 1', lambda value: 0 <= value <= 1),
                           'choose among the fewest likeliest tokens that together have this '
                           'probability, the one that crosses it included; 0 or 1: among all')
+    min_p: float = option(0, number('from 0 to 1', lambda value: 0 <= value <= 1),
+                          'choose among the tokens at least this many times as likely as the '
+                          'likeliest; 0: among all')
+    typical_p: float = option(1, number('from 0 to 1', lambda value: 0 <= value <= 1),
+                              'choose among the most typical tokens that together have this '
+                              'probability; 0 or 1: among all')
+    repetition_penalty: float = option(
+        1, number('above 0', lambda value: value > 0), 'above 1, the tokens that are in the text '
+        'already, or in its prompt, become less likely; 1.2 is usual')
+    no_repeat_ngram_size: int = option(0, whole(0), 'never repeat a sequence of this many tokens; '
+                                       '0: any may be repeated')
 
     @property
     def greedy(self):
@@ -42,11 +54,20 @@ class GenerationOptions(Options):
         None, whole(1), 'new tokens in a sample, also more than the window holds; if not given, '
         'the window without a prompt, half of it with one', alias='max_new_tokens')
     stop: bool = option(True, SWITCH, 'end a sample at <|endoftext|>')
-    stop_at: Optional[str] = option(None, TEXT, 'a text; end a sample before it')
+    stop_at: Union[None, str, Sequence[str]] = option(
+        None, ESCAPED_TEXTS, 'a text; end a sample before it; \\n stands for a line end; may be '
+        'given several times')
     keep: Optional[int] = option(None, whole(1), 'when the window is full, continue from this '
                                  'many of the last tokens; if not given, half the window')
-    logprobs: bool = option(False, SWITCH, 'record the log probability of each token in a .jsonl: '
-                            'under the model, and under the distribution it was drawn from')
+    logprobs: Union[bool, int] = option(
+        False, switch_or_count(100), 'record the log probability of each token in a .jsonl: under '
+        'the model, and under the distribution it was drawn from; --logprobs 5 also records the 5 '
+        'likeliest tokens at each place')
+
+    @property
+    def n_top(self):
+        """How many of the likeliest tokens to report at each place."""
+        return 0 if isinstance(self.logprobs, bool) else self.logprobs
 
     def fit_model(self, n_ctx, default_length):
         """Return these options with the defaults that depend on the model's window filled in.
@@ -92,8 +113,12 @@ class BatchOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class OutputOptions(BatchOptions):
-    """Where to write the samples."""
+    """Which samples to write, and where."""
 
+    batch_size: int = option(1, whole(1), 'samples made at the same time; more is faster; a file '
+                             'that is continued needs the same number again')
+    first_sample: int = option(0, whole(0), 'index of the first sample, so that several processes '
+                               'can share the work')
     output: Optional[str] = option(None, PATH, 'the file to write: a .txt has each text under a '
                                    'line with its number, a .jsonl an object a line; an incomplete '
                                    'file is continued; if not given, samples are printed')
@@ -103,14 +128,19 @@ class OutputOptions(BatchOptions):
 class ConditionalOptions(OutputOptions):
     """Which prompts to continue."""
 
+    prompt: Union[None, str, Sequence[str]] = option(
+        None, TEXTS, 'a prompt; may be given several times')
     prompts: Optional[str] = option(
-        None, PATH, 'the prompts: a .txt has one a line, a .jsonl an object a line with a text '
-        'named "prompt"; --prompts=- reads lines from stdin')
+        None, PATH, 'a file of prompts: a .jsonl has an object a line with a text named "prompt", a '
+        '.csv a column of that name, and any other file a prompt a line; --prompts=- reads lines '
+        'from stdin')
+    include_prompt: bool = option(False, SWITCH, 'begin each text with its prompt')
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prompts is None:
-            raise OptionError('prompts', 'is missing: give a .txt or .jsonl file, or - for stdin')
+        if (self.prompt is None) == (self.prompts is None):
+            raise OptionError('prompt', 'or --prompts must be given, and not both: a text, or the '
+                                        'file of the prompts, - for stdin')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,5 +148,3 @@ class UnconditionalOptions(OutputOptions):
     """Which samples to make without prompts."""
 
     nsamples: int = option(0, whole(0), 'number of samples; 0: until stopped with Ctrl-C')
-    first_sample: int = option(0, whole(0), 'index of the first sample, so that several processes '
-                               'can share the work')

@@ -19,27 +19,26 @@ from gpt2 import files
 from gpt2.errors import OptionError, UsageError, UserError
 from gpt2.sampling.options import EngineOptions, GenerationOptions
 
+DIGESTS = ('weights', 'prompts')  # settings that are checksums
 FLUSH_SECONDS = 1  # a file is written to and synchronized at most this often
 
 # Of a file: the bytes of its whole records, and the index of the next sample or a lower one.
 Progress = collections.namedtuple('Progress', 'size next')
 
 
-def open_output(path, first, encoder, with_prompt, logprobs):
+def open_output(path, first, content):
     """Return what samples are written to: a ResumableFile, or a Printer if path is None.
 
-    `first` is the index of the first sample, None if it may be any. The encoder decodes the prompts
-    for the records. Raises UsageError if the path does not end in .txt or .jsonl, or log
-    probabilities are not for a .jsonl, and UserError as ResumableFile does.
+    `first` is the index of the first sample, None if it may be any; `content` is the Content of a
+    sample. Raises UsageError if the path does not end in .txt or .jsonl, and UserError as
+    ResumableFile does.
     """
-    if logprobs and not (path or '').endswith('.jsonl'):
-        raise UsageError('--logprobs is for an --output that ends in .jsonl')
     if path is None:
-        return Printer(first)
+        return Printer(first, content)
     if path.endswith('.jsonl'):
-        return JsonLines(path, first, encoder, with_prompt)
+        return JsonLines(path, first, content)
     if path.endswith('.txt'):
-        return PlainText(path, first)
+        return PlainText(path, first, content)
     raise UsageError(f'--output must end in .txt or .jsonl, not {path!r}')
 
 
@@ -59,13 +58,49 @@ def check_settings(settings):
     raise ValueError('no run has these settings')
 
 
+class Content:
+    """What is written of a sample, a Sequence."""
+
+    def __init__(self, encoder, fields=None, include_prompt=False):
+        """Args:
+          encoder: of the model.
+          fields: a function from the index of a sample to what else is known of its prompt, a dict;
+            None for samples without prompts.
+          include_prompt: whether a text begins with its prompt.
+        """
+        self._encoder, self._fields, self._include_prompt = encoder, fields, include_prompt
+
+    def text(self, sequence):
+        """Return the text to write."""
+        prompt = self._encoder.decode(sequence.prompt) if self._include_prompt else ''
+        return prompt + sequence.text
+
+    def prompt(self, sequence):
+        """Return what to record of its prompt, a dict."""
+        if self._fields is None:
+            return {}
+        fields = self._fields(sequence.index)
+        return {'prompt': self._encoder.decode(sequence.prompt),
+                **({'input': fields} if fields else {})}
+
+    def logprobs(self, sequence):
+        """Return what to record of its log probabilities, a dict."""
+        if not sequence.logprobs:
+            return {}
+        model, sampled = ([round(value, 6) for value in values]
+                          for values in zip(*sequence.logprobs))
+        top = [[{'id': token, 'text': self._encoder.decode([token]), 'logprob': round(value, 6)}
+                for token, value in place] for place in sequence.top_logprobs]
+        return {'logprobs': {'model': model, 'sampled': sampled, **({'top': top} if top[0] else {})}}
+
+
 class Printer:
     """Writes samples to stdout, with the interface of a ResumableFile."""
 
     settings = None
 
-    def __init__(self, first):
-        self.next = first or 0
+    def __init__(self, first, content):
+        self.next, self._content = first or 0, content
 
     def check(self, settings):
         """Accept any settings."""
@@ -75,7 +110,7 @@ class Printer:
     def write(self, sequences):
         """Print samples, above the progress bar."""
         for sequence in sequences:
-            tqdm.write(banner(sequence.index + 1) + sequence.text, sys.stdout)
+            tqdm.write(banner(sequence.index + 1) + self._content.text(sequence), sys.stdout)
         sys.stdout.flush()
 
     def flush(self):
@@ -90,13 +125,13 @@ class ResumableFile:
     settings: what the samples in it were made with, a dict; None if there are none yet.
     """
 
-    def __init__(self, path, first):
+    def __init__(self, path, first, content):
         """Open or create a file, see `open_output`, and find out what is in it.
 
         Raises UserError if it cannot be opened, another process writes to it, or it holds something
         else.
         """
-        self.path, self.settings, self._first = path, None, first
+        self.path, self.settings, self._first, self._content = path, None, first, content
         self._pending, self._flushed = collections.deque(), time.monotonic()
         try:
             descriptor = files.open_regular(path, os.O_RDWR | os.O_CREAT, follow_links=True)
@@ -123,8 +158,10 @@ class ResumableFile:
         """Raise UserError if the samples in the file were made with other settings than these."""
         if self.settings is None:
             return
-        differ = [f'{name} {json.dumps(self.settings.get(name))}, now {json.dumps(value)}'
-                  for name, value in settings.items() if self.settings.get(name) != value]
+        pairs = {name: (json.dumps(self.settings.get(name)), json.dumps(value))
+                 for name, value in settings.items()}
+        differ = [f'other {name}' if name in DIGESTS else f'{name} {old}, now {new}'
+                  for name, (old, new) in pairs.items() if old != new]
         if differ:
             raise UserError(f'{self.path} was made with other settings ({"; ".join(differ)}); give '
                             'those again, or another --output')
@@ -194,22 +231,14 @@ class ResumableFile:
 class JsonLines(ResumableFile):
     """A .jsonl file. Its settings are in each record."""
 
-    def __init__(self, path, first, encoder, with_prompt):
-        self._encoder, self._with_prompt = encoder, with_prompt
-        super().__init__(path, first)
-
     def _record(self, sequence):
         settings = dict(self.settings)
         record = {'index': sequence.index, 'model': settings.pop('model'),
-                  'seed': settings.pop('seed'), 'settings': settings}
-        if self._with_prompt:
-            record['prompt'] = self._encoder.decode(sequence.prompt)
-        record.update(text=sequence.text, tokens=sequence.tokens, ended=sequence.ended,
-                      synthetic=True)
-        if sequence.logprobs:
-            model, sampled = zip(*sequence.logprobs)
-            record['logprobs'] = {'model': [round(value, 6) for value in model],
-                                  'sampled': [round(value, 6) for value in sampled]}
+                  'seed': settings.pop('seed'), 'settings': settings,
+                  **self._content.prompt(sequence), 'text': self._content.text(sequence),
+                  'tokens': sequence.tokens, 'ended': sequence.ended,
+                  'finish_reason': sequence.finish_reason, 'synthetic': True,
+                  **self._content.logprobs(sequence)}
         return json.dumps(record, ensure_ascii=False) + '\n'
 
     def _recover(self):
@@ -252,7 +281,7 @@ class PlainText(ResumableFile):
     """A .txt file. Another one beside it has its settings and the size of its whole records."""
 
     def _record(self, sequence):
-        return banner(sequence.index + 1) + sequence.text + '\n'
+        return banner(sequence.index + 1) + self._content.text(sequence) + '\n'
 
     @property
     def _state_path(self):

@@ -2,17 +2,18 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import sys
 
 from gpt2 import runtime
+from gpt2.errors import UsageError
 from gpt2.model_dir import ModelDir, open_model_dir, weights_digest
+from gpt2.options import as_tuple
 from gpt2.sampling import batching, output, progress
 from gpt2.sampling.engines import open_decoder
 from gpt2.sampling.options import EngineOptions, GenerationOptions, SamplingOptions
-from gpt2.sampling.prompts import Prompts
+from gpt2.sampling.prompts import open_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,22 @@ class Run:
                 'batch_size': batch_size, 'length': generation.length, 'keep': generation.keep,
                 'temperature': float(sampling.temperature), 'top_k': sampling.top_k,
                 'top_p': float(sampling.top_p), 'stop': generation.stop,
-                'stop_at': generation.stop_at, 'logprobs': generation.logprobs}
+                'stop_at': one_or_all(generation.stop_at), 'logprobs': generation.logprobs,
+                **changed(sampling, 'min_p', 'typical_p', 'repetition_penalty',
+                          'no_repeat_ngram_size')}
+
+
+def one_or_all(value):
+    """Return the value of an option that may have several: itself if it is one, or a list."""
+    values = as_tuple(value)
+    return list(values) if len(values) > 1 else values[0] if values else None
+
+
+def changed(options, *names):
+    """Return those of the options that differ from their defaults, by name."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    return {name: getattr(options, name) for name in names
+            if getattr(options, name) != defaults[name]}
 
 
 def open_run(model, engine, sampling, generation, conditional):
@@ -83,31 +99,40 @@ def write_unconditional(run, options):
         indices = itertools.count(first) if last is None else range(first, last)
         return zip(indices, itertools.repeat([run.model_dir.encoder.end_of_text]))
 
-    write_samples(run, options, prompts_from, options.first_sample, last)
+    write_samples(run, options, prompts_from, options.first_sample, last,
+                  output.Content(run.model_dir.encoder))
 
 
 def write_conditional(run, options):
     """Write the samples of the prompts that ConditionalOptions name."""
-    prompts = Prompts(options.prompts)
-    prompts_from = functools.partial(prompts.encode, run.model_dir.encoder,
-                                     run.model_dir.hparams.n_ctx, options.nsamples)
-    write_samples(run, options, prompts_from, None, len(prompts) * options.nsamples,
-                  nsamples=options.nsamples, prompts=prompts.digest)
+    prompts, n, offset = open_prompts(options), options.nsamples, options.first_sample
+    encoder = run.model_dir.encoder
+
+    def prompts_from(first):
+        pairs = prompts.encode(encoder, run.model_dir.hparams.n_ctx, n, max(first - offset, 0))
+        return ((offset + index, ids) for index, ids in pairs)
+
+    content = output.Content(encoder, lambda index: prompts.fields((index - offset) // n),
+                             options.include_prompt)
+    write_samples(run, options, prompts_from, None, offset + len(prompts) * n, content,
+                  nsamples=n, prompts=prompts.digest,
+                  **changed(options, 'first_sample', 'include_prompt'))
 
 
-def write_samples(run, options, prompts_from, first, last, **settings):
+def write_samples(run, options, prompts_from, first, last, content, **settings):
     """Make samples and write them as OutputOptions ask for.
 
     Args:
       prompts_from: a function from an index to an iterator over (index, ids) from there.
       first, last: the index of the first sample and that after the last; None if not fixed.
+      content: the output.Content of a sample.
       settings: to record beside those that all runs have.
 
     Raises UserError if the output was made with other settings, or as `open_output` does.
     """
-    with contextlib.closing(output.open_output(
-            options.output, first, run.model_dir.encoder, 'prompts' in settings,
-            run.generation.logprobs)) as target:
+    if run.generation.logprobs and not (options.output or '').endswith('.jsonl'):
+        raise UsageError('--logprobs is for an --output that ends in .jsonl')
+    with contextlib.closing(output.open_output(options.output, first, content)) as target:
         run = run.resume(target.settings)
         settings = {**run.settings(options.batch_size), **settings}
         if run.generation.seed is not None:
