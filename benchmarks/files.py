@@ -60,8 +60,9 @@ def measure_file(model_dir, decoder, options):
             generate(decoder, [start] * 32, length)
 
     def file():
+        content = output.Content(model_dir.encoder)
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(output.JsonLines(
-                os.path.join(folder, 'samples.jsonl'), 0, output.Content(model_dir.encoder))) as target:
+                os.path.join(folder, 'samples.jsonl'), 0, content)) as target:
             target.begin({**run.settings(32), 'seed': 1})
             batches = run.generate(decoder, ((i, start) for i in range(n)), 32, fill=True)
             for samples in batching.finished(progress.with_progress(batches, n, length)):

@@ -25,8 +25,8 @@ NOT_FINITE = 'a logit is not a finite number'  # an error of the graph
 
 # Where decoding stands: `token` int32 [B], the last of each row, which the model has not read yet;
 # `position` int32 [B], its place in its text; `done` bool [B], whether it ended the text; `text`
-# int32 [B, T], the ids at the positions before; and `cache`, for each layer the keys and the values,
-# float32 [B, H, T, D] each.
+# int32 [B, T], the ids at the positions before; and `cache`, for each layer the keys and the
+# values, float32 [B, H, T, D] each.
 DecodeState = collections.namedtuple('DecodeState', 'token position done text cache')
 
 
@@ -57,7 +57,8 @@ def ban_repeated_ngrams(logits, size, text, n_read):
     `text` and `n_read` are as in `penalize_repetition`. Size 0 keeps all logits.
     """
     def ban():
-        n, end, places = column(size), n_read[:, tf.newaxis], tf.range(tf.shape(text)[1])
+        n, end = tf.cast(column(size), tf.int32), n_read[:, tf.newaxis]
+        places = tf.range(tf.shape(text)[1])
 
         def compare(back, same):  # the token so many places back with the text's own
             last = tf.gather_nd(text, with_rows(tf.maximum(end - back, 0)))
@@ -245,9 +246,9 @@ def token_logprobs(logits, penalized, token, temperature=1, **filters):
 
 
 def top_logprobs(logits, n):
-    """Return the n likeliest tokens and their log probabilities, [B, V] -> int32 and float32 [B, n].
+    """Return the n likeliest tokens and their log probabilities: [B, V] -> [B, n] twice.
 
-    n may be a scalar tensor. Of equals, the lowest ids come first.
+    int32 and float32. n may be a scalar tensor. Of equals, the lowest ids come first.
     """
     def choose():
         top, tokens = tf.math.top_k(logits, n)

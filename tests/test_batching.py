@@ -13,7 +13,7 @@ from hypothesis import strategies
 
 import reference
 from gpt2.sampling import batching, rng
-from gpt2.sampling.decoder import Decoder
+from gpt2.sampling.decoder import Decoder, Scores
 from gpt2.sampling.options import GenerationOptions, SamplingOptions
 
 pytestmark = pytest.mark.pure
@@ -50,7 +50,7 @@ class FakeDecoder(Decoder):
             self.texts[row], self.done[row] = list(prompt), False
         self._position[rows] = len(prompt) - 1
 
-    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
+    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False, n_top=0):
         self.calls.append(('decode', length))
         assert length >= 1 and (uniforms is None) == options.greedy
         assert uniforms is None or uniforms.shape == (len(self.texts), length, 16)
@@ -66,7 +66,9 @@ class FakeDecoder(Decoder):
             self._position += 1
             tokens.append(new)
         tokens = np.array(tokens, np.int32).T
-        return tokens, np.stack([tokens, -tokens], axis=-1) / 7 if logprobs else None
+        top = tokens[..., np.newaxis] + np.arange(n_top)
+        scores = Scores(np.stack([tokens, -tokens], axis=-1) / 7, top, -top)
+        return tokens, scores if logprobs else None
 
     def log(self, kind):
         """Return the arguments of all calls of a kind."""
@@ -383,13 +385,15 @@ def test_texts_are_cut_exactly_at_the_end_and_nothing_of_it_is_shown(words, stop
 
 @hypothesis.settings(deadline=None, derandomize=True)
 @hypothesis.given(strategies.lists(strategies.text('ab🙂', max_size=4), min_size=1, max_size=12),
-                  strategies.integers(1, 3), strategies.sampled_from(['ab', 'aab', 'b🙂', 'aba']))
+                  strategies.integers(1, 3),
+                  strategies.sampled_from(['ab', 'aab', 'b🙂', 'aba', 'ab🙂|b', 'aa|a🙂|ba']))
 def test_any_text_in_any_pieces_is_shown_up_to_its_end(words, size, stop_at):
     data = ''.join(words).encode('utf-8') or b'a'
     pieces, sequence = streamed([data[i:i + size] for i in range(0, len(data), size)], stop_at)
-    whole = data.decode('utf-8')
-    assert ''.join(pieces) == sequence.text == whole.split(stop_at)[0]
-    assert sequence.ended == (stop_at in whole) and sequence.done
+    whole, stops = data.decode('utf-8'), stop_at.split('|')
+    ends = [(whole.index(stop) + len(stop), whole.index(stop)) for stop in stops if stop in whole]
+    assert ''.join(pieces) == sequence.text == whole[:min(ends)[1] if ends else None]
+    assert sequence.ended == bool(ends) and sequence.done
 
 
 @pytest.mark.parametrize('text, stop, n', [
@@ -397,4 +401,4 @@ def test_any_text_in_any_pieces_is_shown_up_to_its_end(words, size, stop_at):
     (b'aaa', b'aaaa', 3), (b'b', b'ab', 0),
 ])
 def test_partial_stop_counts_what_may_become_the_end(text, stop, n):
-    assert batching.partial_stop(text, stop) == n
+    assert batching.partial_stop(text, [stop, b'z']) == n

@@ -128,7 +128,7 @@ def test_neighbours_rows_and_chunks_change_no_bit_in_a_batch_of_one_size(either)
             pieces.append(either.decode(chunk, WARPED, numbers[:, start:start + chunk],
                                         logprobs=True)[1])
             start += chunk
-        return dict(zip(order, np.concatenate(pieces, axis=1)))
+        return dict(zip(order, np.concatenate([piece.logprobs for piece in pieces], axis=1)))
 
     first = scores_by_text([4, 0, 6, 1], [24])
     for order, chunks in [([1, 6, 0, 4], [24]), ([0, 2, 3, 4], [24]), ([4, 0, 6, 1], [5, 1, 18])]:
@@ -265,7 +265,7 @@ def test_decode_ends_when_all_rows_are_done(either):
     # In the chunk that ends the last row, and at least one token in any other.
     assert decode(either, [[3]] * 3, numbers, PLAIN, [8, 12], stop_token=0).shape == (3, 12)
     again, scores = either.decode(9, PLAIN, numbers[:, :9], stop_token=0, logprobs=True)
-    assert again.tolist() == [[0]] * 3 and scores.shape == (3, 1, 2)
+    assert again.tolist() == [[0]] * 3 and scores.logprobs.shape == (3, 1, 2)
     assert either.remaining.tolist() == [64 - 13] * 3
 
 

@@ -68,6 +68,7 @@ def test_the_same_seed_gives_the_same_text_as_ever(call, tmp_path, name, engine)
         for key, values in old.pop('logprobs', {}).items():
             assert new['logprobs'][key] == pytest.approx(values, abs=1e-4)
         new.pop('logprobs', None)
+        assert new.pop('finish_reason') == ('stop' if old['ended'] else 'length')
         assert list(new) == list(old)
         assert new == old
     assert len(records(output)) >= len(golden)

@@ -232,7 +232,7 @@ class Speaker(Decoder):
     def prefill(self, rows, prompt):
         self._position[rows] = 0
 
-    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False):
+    def decode(self, length, options, uniforms=None, stop_token=None, logprobs=False, n_top=0):
         first = self._position[0]
         self._position += length
         return np.int32([self._tokens[first:first + length]] * len(self._position)), None

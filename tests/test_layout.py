@@ -119,13 +119,15 @@ def flag_rows():
     from gpt2 import model_dir
     from gpt2.sampling import options
     defaults = {None: '', True: 'on', False: 'off'}
+    fields = {}
     for cls in (model_dir.ModelOptions, options.GenerationOptions, options.SamplingOptions,
-                options.EngineOptions, options.UnconditionalOptions):
-        for field in dataclasses.fields(cls):
-            is_value = type(field.default) in (int, float, str)
-            default = f'`{field.default}`' if is_value else defaults[field.default]
-            text = field.metadata['help'].replace('|', '\\|')
-            yield f'| `--{field.name}` | {default} | {text} |'
+                options.EngineOptions, options.ConditionalOptions, options.UnconditionalOptions):
+        fields.update((field.name, field) for field in dataclasses.fields(cls))
+    for field in fields.values():
+        is_value = type(field.default) in (int, float, str)
+        default = f'`{field.default}`' if is_value else defaults[field.default]
+        text = field.metadata['help'].replace('|', '\\|')
+        yield f'| `--{field.name}` | {default} | {text} |'
 
 
 def test_the_flag_table_in_readme_is_the_help_of_the_flags():

@@ -429,7 +429,8 @@ def test_threads_change_no_bit(decoder, monkeypatch):
     results = []
     for scores in (2**30, 1):
         monkeypatch.setattr(lite_decoder, 'THREAD_SCORES', scores)
-        results.append([part.tolist() for part in decode(decoder, small_prompts(), 20)])
+        tokens, scores = decode(decoder, small_prompts(), 20)
+        results.append([tokens.tolist(), scores.logprobs.tolist()])
     assert results[0] == results[1]
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 import generate_conditional_samples as conditional
@@ -56,7 +57,7 @@ def test_a_jsonl_says_how_each_sample_was_made(tf, sample, tiny, tmp_path):
     assert len(found) == 7
     for index, (record, text) in enumerate(zip(found, texts)):
         assert list(record) == ['index', 'model', 'seed', 'settings', 'text', 'tokens', 'ended',
-                                'synthetic']
+                                'finish_reason', 'synthetic']
         assert (record['index'], record['model'], record['seed']) == (index, 'tiny', 4)
         assert (record['text'], record['ended'], record['synthetic']) == (text, False, True)
         assert tiny.decode(record['tokens']) == text and len(record['tokens']) == 12
@@ -90,7 +91,8 @@ def test_texts_end_at_the_end_of_text(sample, tiny, stopping, tmp_path):
         ended = 256 in tokens
         n = tokens.index(256) if ended else 30
         assert record['tokens'] == tokens[:n + 1]
-        assert record['ended'] == ended
+        assert (record['ended'], record['finish_reason']) == (
+            ended, 'stop' if ended else 'length')
         assert record['text'] == tiny.decode(tokens[:n])
         n_ended += ended
     assert 3 < n_ended < 27
@@ -109,6 +111,36 @@ def test_log_probabilities_on_request(sample, tiny, tmp_path):
                                               logprobs['sampled']):
             assert abs(model - math.log(reference.softmax(row)[token])) < 1e-4
             assert abs(sampled - math.log(reference.warp(row, top_p=0.8)[token])) < 1e-4
+
+
+def test_the_likeliest_tokens_at_each_place(sample, tiny, tmp_path):
+    """Five of them, though the token was drawn from others."""
+    path = tmp_path / 'samples.jsonl'
+    sample(unconditional.sample_model, '--nsamples', 2, '--logprobs', 5, '--output', path)
+    for record in records(path):
+        logits = reference.forward(tiny.weights, tiny.hparams, [256] + record['tokens'][:-1])
+        for row, top in zip(logits, record['logprobs']['top']):
+            best = np.argsort(-row, kind='stable')[:5].tolist()
+            assert [place['id'] for place in top] == best
+            assert [place['text'] for place in top] == [tiny.decode([token]) for token in best]
+            np.testing.assert_allclose([place['logprob'] for place in top],
+                                       np.log(reference.softmax(row)[best]), atol=1e-4)
+
+
+@pytest.mark.parametrize('option', [
+    {'min_p': 0.3}, {'typical_p': 0.6}, {'repetition_penalty': 1.5}, {'no_repeat_ngram_size': 1},
+    {'min_p': 0.05, 'typical_p': 0.9, 'repetition_penalty': 1.2, 'no_repeat_ngram_size': 2,
+     'top_k': 100, 'temperature': 0.8}], ids=str)
+def test_options_of_a_token_act_and_are_recorded(sample, sample_error, tiny, tmp_path, option):
+    path = tmp_path / 'samples.jsonl'
+    flags = [argument for flag, value in option.items() for argument in ('--' + flag, value)]
+    sample(unconditional.sample_model, '--nsamples', 2, *flags, '--output', path)
+    texts = tiny.samples(range(2), seed=4, length=12, **option)
+    assert [record['text'] for record in records(path)] == texts
+    settings = records(path)[0]['settings']
+    assert {flag: settings[flag] for flag in option} == option
+    first = next(iter(option))
+    assert first in sample_error(unconditional.sample_model, '--nsamples', 3, '--output', path)
 
 
 @both_formats

@@ -1,6 +1,7 @@
 """Prompts from files: which lines are prompts, and that each is continued as it would be alone."""
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -180,3 +181,133 @@ def test_prompts_that_are_done_need_no_model(sample, monkeypatch, tmp_path, name
     assert stdout == '' and contents(tmp_path) == before
     assert [line.split(':')[0] for line in stderr.splitlines()] == [
         'prompt in line 4 left out', 'prompt in line 5 left out']
+
+
+# ---- prompts in other forms ----------------------------------------------------------------------
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize('data, expected', [
+    ('prompt\na\n"b, ""c""\nd"\n', [('a', {}), ('b, "c"\nd', {})]),
+    ('id,prompt\r\n7,a\r\n\r\n8,\r\n', [('a', {'id': '7'}), ('', {'id': '8'})]),
+    ('\ufeffprompt,ü\n你好,é\n', [('你好', {'ü': 'é'})]),
+    ('prompt,id\na\n', [('it has 1 columns, and the header 2',)])], ids=repr)
+def test_the_rows_of_a_csv(tmp_path, data, expected):
+    (tmp_path / 'prompts.csv').write_bytes(data.encode('utf-8'))
+    opened, found = open_prompts(tmp_path / 'prompts.csv'), []
+    for number in range(len(opened)):
+        try:
+            found.append(opened._parse(number))
+        except ValueError as error:
+            found.append(error.args)
+    assert found == expected
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize('data, message', [
+    (b'', 'no column named prompt'), (b'text\na\n', 'no column named prompt'),
+    (b'prompt,prompt\na,b\n', 'no column named prompt'), (b'prompt\n\xff\n', 'table in UTF-8'),
+    (b'prompt\n"a\n', 'table in UTF-8')], ids=repr)
+def test_a_csv_that_is_no_table_of_prompts(tmp_path, data, message):
+    (tmp_path / 'prompts.csv').write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        open_prompts(tmp_path / 'prompts.csv')
+
+
+def test_prompts_on_the_command_line(sample, tiny, tmp_path):
+    stdout, _ = sample(conditional.continue_prompts, '--prompt', 'Hello', '--nsamples', 2)
+    assert stdout == numbered(tiny.samples(range(2), seed=4, length=12, prompt='Hello'))
+    several = ['--prompt', 'Two\nlines', '--prompt=--7']
+    expected = [tiny.samples([index], seed=4, length=12, prompt=prompt)[0]
+                for index, prompt in enumerate(['Two\nlines', '--7'])]
+    assert sample(conditional.continue_prompts, *several)[0] == numbered(expected)
+    path = tmp_path / 'samples.jsonl'
+    sample(conditional.continue_prompts, *several, '--output', path)
+    assert [record['prompt'] for record in records(path)] == ['Two\nlines', '--7']
+
+
+@pytest.mark.parametrize('name', ['notes.md', 'pipe'])
+def test_prompts_from_any_text(sample, tiny, tmp_path, name):
+    """A pipe is how the shell passes <(...)."""
+    if name == 'pipe':
+        reading, writing = os.pipe()
+        os.write(writing, b'Hello\n')
+        os.close(writing)
+        source = f'/dev/fd/{reading}'
+    else:
+        source = tmp_path / name
+        source.write_text('Hello\n')
+    stdout, _ = sample(conditional.continue_prompts, '--prompts', source)
+    assert stdout == numbered(tiny.samples([0], seed=4, length=12, prompt='Hello'))
+
+
+def test_what_else_a_line_has_comes_out_again(sample, tmp_path):
+    source, path = tmp_path / 'prompts.jsonl', tmp_path / 'samples.jsonl'
+    source.write_text('{"prompt": "a"}\n{"id": 7, "prompt": "b", "text": ["x"]}\n')
+    sample(conditional.continue_prompts, '--prompts', source, '--nsamples', 2, '--output', path)
+    assert [record.get('input') for record in records(path)] == [
+        None, None, {'id': 7, 'text': ['x']}, {'id': 7, 'text': ['x']}]
+
+
+@pytest.mark.parametrize('name', ['samples.jsonl', 'samples.txt'])
+def test_texts_may_begin_with_their_prompts(sample, sample_error, tiny, tmp_path, name):
+    flags = [conditional.continue_prompts, '--prompt', 'Hello\n', '--prompt', '你好']
+    texts = [prompt + tiny.samples([index], seed=4, length=12, prompt=prompt)[0]
+             for index, prompt in enumerate(['Hello\n', '你好'])]
+    path = tmp_path / name
+    sample(*flags, '--include_prompt', '--output', path)
+    if name.endswith('.txt'):
+        assert path.read_bytes().decode('utf-8') == numbered(texts)
+        assert sample(*flags, '--include_prompt')[0] == numbered(texts)
+    else:
+        assert [record['text'] for record in records(path)] == texts
+    assert 'include_prompt' in sample_error(*flags, '--output', path)
+
+
+def test_parts_of_a_file_of_prompts_make_the_texts_of_the_whole(sample, tmp_path):
+    """With --first_sample, several processes share the work."""
+    flags = [conditional.continue_prompts, '--nsamples', 2]
+    paths = [tmp_path / f'{name}.txt' for name in ('all', 'one', 'two')]
+    for path, prompts_here in zip(paths, ['a\nb\nc\n', 'a\n', 'b\nc\n']):
+        path.write_text(prompts_here)
+    whole, first, second = tmp_path / 'whole.jsonl', tmp_path / '1.jsonl', tmp_path / '2.jsonl'
+    sample(*flags, '--prompts', paths[0], '--output', whole)
+    sample(*flags, '--prompts', paths[1], '--output', first)
+    sample(*flags, '--prompts', paths[2], '--output', second, '--first_sample', 2)
+    parts = records(first) + records(second)
+    for key in ('index', 'prompt', 'text'):
+        assert [record[key] for record in parts] == [record[key] for record in records(whole)]
+    before = second.read_bytes()
+    second.write_bytes(before[:before.index(b'\n', 10) + 20])
+    sample(*flags, '--prompts', paths[2], '--output', second, '--first_sample', 2)
+    assert second.read_bytes() == before
+
+
+def test_a_run_without_a_usable_prompt_fails(sample, tmp_path):
+    source = tmp_path / 'prompts.txt'
+    source.write_text('\n' + 'x' * 33 + '\n')
+    stdout, stderr = sample(conditional.continue_prompts, '--prompts', source, status=1)
+    assert stdout == '' and stderr.count('\n') == 3 and 'no prompt that can be used' in stderr
+
+
+def test_several_texts_may_end_a_sample(sample, tiny, tmp_path):
+    r"""Also a line end, written \n."""
+    text, = tiny.samples([0], seed=4, length=12, prompt='Hello')
+    early, late = [char for char in text if char.isprintable() and char < '\x7f'][1::3][:2]
+    for stop in (early, late):
+        stdout, _ = sample(conditional.continue_prompts, '--prompt', 'Hello', '--stop_at', stop)
+        assert stdout == numbered([text[:text.index(stop)]])
+    stdout, _ = sample(conditional.continue_prompts, '--prompt', 'Hello', '--stop_at', 'nowhere',
+                       '--stop_at', late, '--stop_at', early)
+    assert stdout == numbered([text[:min(text.index(early), text.index(late))]])
+    path = tmp_path / 'samples.jsonl'
+    sample(conditional.continue_prompts, '--prompt', 'Hello', '--stop_at', r'\n', '--stop_at',
+           r'a\tb\\', '--output', path)
+    assert records(path)[0]['settings']['stop_at'] == ['\n', 'a\tb\\']
+
+
+def test_a_changed_file_of_prompts_is_named_as_such(sample, sample_error, tmp_path):
+    path = tmp_path / 'samples.jsonl'
+    sample(conditional.continue_prompts, '--prompt', 'a', '--output', path)
+    message = sample_error(conditional.continue_prompts, '--prompt', 'b', '--output', path)
+    assert 'other prompts' in message and '"' not in message

@@ -526,9 +526,8 @@ def operations(**options):
     """Return the types of the operations that choosing a token takes in a graph."""
     with tf.Graph().as_default() as graph:
         logits = tf.placeholder(tf.float32, [None, 30])
-        sample.token_logprobs(
-            logits, logits, sample.sample_token(logits, tf.placeholder(tf.float32, [None, 12]), **options),
-            **options)
+        token = sample.sample_token(logits, tf.placeholder(tf.float32, [None, 12]), **options)
+        sample.token_logprobs(logits, logits, token, **options)
         return [operation.type for operation in graph.get_operations()]
 
 

@@ -131,7 +131,8 @@ def parse(command, options, argv):
     kinds = {name: options[name].metadata['kind'] for name in parameters}
     values = {name: kinds[name].parse(text) for name, text in texts.items()}
     left_over += [texts[name] for name, value in values.items()
-                  if not kinds[name].accepts(value) and f'--{name}={texts[name]}' not in argv]
+                  if parameters[name].default is not inspect.Parameter.empty
+                  and not kinds[name].accepts(value) and f'--{name}={texts[name]}' not in argv]
     if left_over:
         hint = 'did you mean --prompt?' if 'prompt' in parameters else 'see --help'
         raise UsageError(f'unexpected argument {left_over[0]!r}; {hint}')
@@ -182,7 +183,7 @@ def find_name(names, flag):
     name = flag.strip('-').replace('-', '_')
     if re.match('--[^-]', flag) and name in names:
         return names[name]
-    near = ([known for known in names if name and known.startswith(name)]
+    near = ([known for known in names if re.match('--.', flag) and known.startswith(name)]
             or difflib.get_close_matches(name, names, n=1))
     hint = f'did you mean --{near[0]}?' if near else 'see --help'
     raise UsageError(f'there is no flag {flag}; {hint}')

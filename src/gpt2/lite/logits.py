@@ -8,7 +8,6 @@ import numpy as np
 
 from gpt2.sampling.rng import grid_side
 
-
 FILTERED = np.float32(-1e10)  # the logit of a token that is filtered out
 
 

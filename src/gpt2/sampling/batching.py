@@ -67,11 +67,12 @@ class Sequence:
     def _append_bytes(self, token_bytes, stops):
         old_size = len(self._bytes)
         self._bytes += token_bytes
-        places = [self._bytes.find(stop, max(0, old_size - len(stop) + 1)) for stop in stops]
-        found = [place for place in places if place >= 0]
-        if found:
+        places = [(self._bytes.find(stop, max(0, old_size - len(stop) + 1)), stop)
+                  for stop in stops]
+        ends = [(place + len(stop), place) for place, stop in places if place >= 0]
+        if ends:  # the stop that is complete first, however the text is cut into tokens
             self.ended = True
-            del self._bytes[min(found):]
+            del self._bytes[min(ends)[1]:]
 
 
 def partial_stop(text, stops):

@@ -5,8 +5,18 @@ import secrets
 from typing import Optional, Sequence, Union
 
 from gpt2.errors import OptionError
-from gpt2.options import (ESCAPED_TEXTS, PATH, SWITCH, TEXTS, Options, choice, number, option,
-                          switch_or_count, whole)
+from gpt2.options import (
+    ESCAPED_TEXTS,
+    PATH,
+    SWITCH,
+    TEXTS,
+    Options,
+    choice,
+    number,
+    option,
+    switch_or_count,
+    whole,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,16 +141,18 @@ class ConditionalOptions(OutputOptions):
     prompt: Union[None, str, Sequence[str]] = option(
         None, TEXTS, 'a prompt; may be given several times')
     prompts: Optional[str] = option(
-        None, PATH, 'a file of prompts: a .jsonl has an object a line with a text named "prompt", a '
-        '.csv a column of that name, and any other file a prompt a line; --prompts=- reads lines '
-        'from stdin')
+        None, PATH, 'a file of prompts: a .jsonl has an object a line with a text named "prompt", '
+        'a .csv a column of that name, and any other file a prompt a line; --prompts=- reads '
+        'lines from stdin')
     include_prompt: bool = option(False, SWITCH, 'begin each text with its prompt')
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.prompt is None) == (self.prompts is None):
-            raise OptionError('prompt', 'or --prompts must be given, and not both: a text, or the '
-                                        'file of the prompts, - for stdin')
+        if not self.prompt and not self.prompts:
+            raise OptionError('prompt', 'is missing: give a text, or with --prompts a file of '
+                                        'prompts, - for stdin')
+        if self.prompt and self.prompts:
+            raise OptionError('prompt', 'cannot be given together with --prompts')
 
 
 @dataclasses.dataclass(frozen=True)

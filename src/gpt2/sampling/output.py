@@ -19,6 +19,7 @@ from gpt2 import files
 from gpt2.errors import OptionError, UsageError, UserError
 from gpt2.sampling.options import EngineOptions, GenerationOptions
 
+UNCHECKED = ('engine', 'tensorflow')  # settings that are compared only once they are known
 DIGESTS = ('weights', 'prompts')  # settings that are checksums
 FLUSH_SECONDS = 1  # a file is written to and synchronized at most this often
 
@@ -91,7 +92,8 @@ class Content:
                           for values in zip(*sequence.logprobs))
         top = [[{'id': token, 'text': self._encoder.decode([token]), 'logprob': round(value, 6)}
                 for token, value in place] for place in sequence.top_logprobs]
-        return {'logprobs': {'model': model, 'sampled': sampled, **({'top': top} if top[0] else {})}}
+        found = {'model': model, 'sampled': sampled, **({'top': top} if top[0] else {})}
+        return {'logprobs': found}
 
 
 class Printer:
@@ -158,8 +160,9 @@ class ResumableFile:
         """Raise UserError if the samples in the file were made with other settings than these."""
         if self.settings is None:
             return
-        pairs = {name: (json.dumps(self.settings.get(name)), json.dumps(value))
-                 for name, value in settings.items()}
+        names = {**settings, **{name: None for name in self.settings if name not in UNCHECKED}}
+        pairs = {name: (json.dumps(self.settings.get(name)), json.dumps(settings.get(name)))
+                 for name in names}
         differ = [f'other {name}' if name in DIGESTS else f'{name} {old}, now {new}'
                   for name, (old, new) in pairs.items() if old != new]
         if differ:
@@ -168,7 +171,7 @@ class ResumableFile:
 
     def begin(self, settings):
         """Check all settings of the samples to write, record them, and cut off a torn record."""
-        self.check({**dict.fromkeys(self.settings or ()), **settings})
+        self.check(settings)
         self.settings = settings
         self._try(self._cut)
 

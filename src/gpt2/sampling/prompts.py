@@ -42,9 +42,9 @@ class Prompts:
         """Yield the index of each sample and the ids of its prompt, from sample `first`.
 
         Line i, from 0, has the samples from i * nsamples. Bad prompts are reported and left out.
-        Raises UserError at the end if all are bad.
+        Raises UserError at the end if there are only bad ones.
         """
-        usable = first > 0
+        usable = first > 0 or not len(self)
         for number in range(first // nsamples, len(self)):
             try:
                 tokens = encoder.encode(self._parse(number)[0])
@@ -118,7 +118,7 @@ class Csv(Prompts):
 
 def open_prompts(options):
     """Return the Prompts that ConditionalOptions name. Raises UserError if they cannot be read."""
-    if options.prompt is not None:
+    if options.prompt:
         return Texts(list(as_tuple(options.prompt)))
     path = options.prompts
     data = sys.stdin.buffer.read() if path == '-' else read_file(path)

@@ -136,7 +136,7 @@ def write_samples(run, options, prompts_from, first, last, content, **settings):
         run = run.resume(target.settings)
         settings = {**run.settings(options.batch_size), **settings}
         if run.generation.seed is not None:
-            target.check({'prompts': None, **settings, 'seed': run.generation.seed})
+            target.check({**settings, 'seed': run.generation.seed})
         prompts = prompts_from(target.next)
         prompt = next(prompts, None)
         if prompt is not None:  # else the output is complete, and the model is not needed
