@@ -4,11 +4,11 @@ Python Fire assigns the arguments to the parameters of a function. The function 
 the command itself runs once all of them are known to be good.
 """
 
-import signal
+import _signal as early  # what `signal` is made of, without its imports
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if early.getsignal(early.SIGINT) is early.default_int_handler:
     # Ctrl-C ends the process at once, until `run` begins: the imports would print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    early.signal(early.SIGINT, early.SIG_DFL)
 
 import _thread
 import dataclasses
@@ -17,6 +17,7 @@ import functools
 import inspect
 import os
 import re
+import signal
 import sys
 import textwrap
 import threading
@@ -91,6 +92,7 @@ def raise_again(unraisable):
         threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in here
     else:
         sys.__unraisablehook__(unraisable)
+
 
 def open_streams():
     """Make the standard streams UTF-8; replace those that are closed."""
