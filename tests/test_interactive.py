@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import interactive_conditional_samples as interactive
+from gpt2.sampling import terminal
 from gpt2.sampling.decoder import Decoder
 from helpers import SRC, numbered, only_long
 
@@ -193,7 +194,14 @@ def test_editing_history_and_ctrl_c(command, tiny, locale):
     screen.send('\r')
     screen.expect_exact('empty')
     screen.expect_exact(PROMPT)
-    screen.send('half a prompt' + CTRL_C)
+    screen.send('half a prompt' + CTRL_C)  # clears the line
+    screen.expect_exact('leaves.')
+    screen.expect_exact(PROMPT)
+    screen.send('\r')
+    screen.expect_exact('empty')
+    for _ in range(2):
+        screen.expect_exact(PROMPT)
+        screen.send(CTRL_C)
     rest = screen.read()
     assert 'Traceback' not in rest and 'SAMPLE' not in rest
     assert rest.endswith('\r\n')  # the shell's own prompt starts on a new line
@@ -261,3 +269,79 @@ def test_samples_of_a_batch_are_shown_one_after_the_other(sample, tiny):
     texts = [text.split(stop_at)[0] for text in whole]
     assert texts != whole
     assert stdout == PROMPT + answer(texts) + PROMPT + '\n'
+
+
+# ---- at a terminal -------------------------------------------------------------------------------
+
+def numbers_of(screen, tiny, index, prompt, length=6):
+    """Expect the text of a prompt, with a line below it."""
+    text = answer(tiny.samples([index], seed=5, length=length, prompt=prompt))
+    screen.expect_exact(text.replace('\n', '\r\n'))
+    screen.expect_exact(PROMPT)
+
+
+def test_prompts_of_several_lines_commands_and_history(command, tiny):
+    start = command(SCRIPT, *tiny.flags, '--length', 6, '--seed', 5, '--engine', 'graph')
+    screen = start.spawn()
+    screen.expect_exact('Loading tiny. Ctrl-D leaves; /help')
+    screen.expect_exact(PROMPT)
+    screen.send('\x1b[200~One\ntwo\x1b[201~\r')  # as a terminal pastes
+    numbers_of(screen, tiny, 0, 'One\ntwo')
+    screen.send('"""a\r')
+    screen.expect_exact('... ')
+    screen.send('\r')
+    screen.expect_exact('... ')
+    screen.send('b"""\r')
+    numbers_of(screen, tiny, 1, 'a\n\nb')
+    screen.send('/help\r')
+    screen.expect_exact('/set NAME VALUE')
+    screen.expect_exact(PROMPT)
+    screen.send('/set temperature hot\r')
+    screen.expect_exact("temperature must be a number that is not negative, not 'hot'")
+    screen.expect_exact(PROMPT)
+    screen.send('/set tempreature 1\r')
+    screen.expect_exact('tempreature is not an option')
+    screen.expect_exact(PROMPT)
+    for line in ('/set length 4', '/set temperature 0'):
+        screen.send(line + '\r')
+        screen.expect_exact(PROMPT)
+    screen.send('/set\r')
+    screen.expect('temperature +0.0\r\n')
+    screen.expect('length +4\r\n')
+    screen.expect_exact(PROMPT)
+    screen.send('/bin\r')  # a prompt like any other
+    text = answer(tiny.samples([2], seed=5, length=4, prompt='/bin', temperature=0))
+    screen.expect_exact(text.replace('\n', '\r\n'))
+    screen.expect_exact(PROMPT)
+    for line in ('/set length', '/set temperature'):
+        screen.send(line + '\r')
+        screen.expect_exact(PROMPT)
+    screen.send('x\r')
+    numbers_of(screen, tiny, 3, 'x')
+    screen.send(CTRL_D)
+    screen.read()
+    screen.close()
+    assert screen.exitstatus == 0
+    again = start.spawn()
+    again.expect_exact(PROMPT)
+    again.send(UP * 4 + '\r')  # /bin, of the session before
+    numbers_of(again, tiny, 0, '/bin')
+    again.send(CTRL_D)
+    again.read()
+    again.close()
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize('text, shown', [
+    ('one two three', 'one two \nthree'), ('exactly 10', 'exactly 10'), ('a' * 25, 'a' * 25),
+    ('one two three four\nfive six', 'one two \nthree four\nfive six'),
+    ('a ' + 'b' * 12, 'a ' + 'b' * 12), ('12345678 ab', '12345678 \nab'), ('', ''),
+    ('你好你好你好', '你好你好你\n好'), ('12345 789 ', '12345 789 ')])
+@pytest.mark.parametrize('size', [1, 3, 100])
+def test_words_are_not_broken_at_the_edge(monkeypatch, text, shown, size):
+    monkeypatch.setattr(terminal.sys, 'stdout', types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(terminal.shutil, 'get_terminal_size',
+                        lambda: types.SimpleNamespace(columns=10))
+    wrap = terminal.wrapper()
+    pieces = [text[i:i + size] for i in range(0, len(text), size)]
+    assert ''.join([wrap(piece, False) for piece in pieces] + [wrap('', True)]) == shown

@@ -138,3 +138,12 @@ class Options:
             is_left_out = value is None and field.default is None
             if not is_left_out and not kind.accepts(value):
                 raise OptionError(field.name, f'must be {kind.wanted}, not {reprlib.repr(value)}')
+
+    def with_option(self, name, value):
+        """Return these options with a field changed, if they have it; a text is that of a flag."""
+        field = {field.name: field for field in dataclasses.fields(self)}.get(name)
+        if field is None:
+            return self
+        if isinstance(value, str):
+            value = field.metadata['kind'].parse(value)
+        return dataclasses.replace(self, **{name: value})

@@ -1,49 +1,81 @@
 """The dialogue of the interactive command: prompts that the user types, and their samples."""
 
-import itertools
+import dataclasses
 import sys
 
-from gpt2.sampling import batching, output, progress, prompts
+from gpt2.errors import OptionError
+from gpt2.sampling import batching, output, progress, prompts, terminal
 
-try:
-    import readline  # line editing and history for input(), where there is one
-except ImportError:
-    readline = None
+PROMPT = 'Model prompt >>> '
 
 
 def interact(run, options):
     """Ask for prompts and show the samples that BatchOptions ask for, until the input ends."""
-    if readline:  # UTF-8 in and out, whatever the locale
-        for setting in ('input-meta on', 'output-meta on', 'convert-meta off'):
-            readline.parse_and_bind(f'set {setting}')
-    decoder = run.open_decoder()
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        print(f'Loading {run.model_dir.name}. Ctrl-D leaves; /help shows what else there is.',
+              file=sys.stderr)
+    decoder, first = run.open_decoder(), 0
     run = run.with_seed()
-    for first in itertools.count(0, options.nsamples):
-        try:
-            prompt = read_prompt(run.model_dir)
-        except EOFError:
-            print()
-            return
-        samples = ((index, prompt) for index in range(first, first + options.nsamples))
-        batches = run.generate(decoder, samples, min(options.batch_size, options.nsamples))
-        if not sys.stdout.isatty():  # on a terminal the text itself shows the progress
-            batches = batching.finished(progress.with_progress(
-                batches, first + options.nsamples, run.generation.length, leave=False))
-        try:
-            show(batches, first)
-        except KeyboardInterrupt:
-            print(file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)
+    start = {name: value for part in run.parts(options)
+             for name, value in dataclasses.asdict(part).items()}
+    with terminal.line_editing():
+        while True:
+            try:
+                line = terminal.read(PROMPT) if at_terminal else input(PROMPT)
+            except EOFError:
+                print()
+                return
+            if at_terminal and terminal.is_command(line):
+                run, options = obey(line, run, options, start)
+                continue
+            prompt = encode(line, run.model_dir)
+            if prompt:
+                sample(run, options, decoder, prompt, first)
+                first += options.nsamples
 
 
-def read_prompt(model_dir):
-    """Ask until there is a prompt that fits the window, and return its ids."""
-    while True:
-        tokens = model_dir.encoder.encode(input('Model prompt >>> '))
+def obey(line, run, options, start):
+    """Carry out a command, see `terminal.HELP`; return the Run and the BatchOptions after it.
+
+    `start` has the values of all options at the start, by name.
+    """
+    command, name, text, *_ = line.strip().split(maxsplit=2) + [None, None]
+    if command == '/help':
+        print(terminal.HELP)
+    elif name is None:
+        for part in run.parts(options):
+            for name, value in dataclasses.asdict(part).items():
+                print(f'{name:22}{value}')
+    else:
         try:
-            prompts.check_prompt(tokens, model_dir.hparams.n_ctx)
-            return tokens
-        except ValueError as error:
-            print(f'This prompt cannot be continued: {error}.', file=sys.stderr)
+            return run.change(options, name, start.get(name) if text is None else text)
+        except OptionError as error:
+            print(error, file=sys.stderr)
+    return run, options
+
+
+def encode(line, model_dir):
+    """Return the ids of a prompt, or None, and say why, if it cannot be continued."""
+    tokens = model_dir.encoder.encode(line)
+    try:
+        prompts.check_prompt(tokens, model_dir.hparams.n_ctx)
+        return tokens
+    except ValueError as error:
+        print(f'This prompt cannot be continued: {error}.', file=sys.stderr)
+
+
+def sample(run, options, decoder, prompt, first):
+    """Show the samples of a prompt, from index `first` of the run. Ctrl-C stops them."""
+    samples = ((index, prompt) for index in range(first, first + options.nsamples))
+    batches = run.generate(decoder, samples, min(options.batch_size, options.nsamples))
+    if not sys.stdout.isatty():  # on a terminal the text itself shows the progress
+        batches = batching.finished(progress.with_progress(
+            batches, first + options.nsamples, run.generation.length, leave=False))
+    try:
+        show(batches, first)
+    except KeyboardInterrupt:
+        print(file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)
 
 
 def show(batches, first):
@@ -52,9 +84,10 @@ def show(batches, first):
     for batch in batches:
         for sequence in batch:
             if sequence is not shown:
-                shown = sequence
+                shown, wrap = sequence, terminal.wrapper()
                 print(output.banner(sequence.index - first + 1), end='')
-            print(sequence.stream(), end='\n' if sequence.done else '', flush=True)
+            print(wrap(sequence.stream(), sequence.done), end='\n' if sequence.done else '',
+                  flush=True)
             if not sequence.done:
                 break
     print('=' * 80, flush=True)

@@ -7,7 +7,7 @@ import os
 import sys
 
 from gpt2 import runtime
-from gpt2.errors import UsageError
+from gpt2.errors import OptionError, UsageError
 from gpt2.model_dir import ModelDir, open_model_dir, weights_digest
 from gpt2.options import as_tuple
 from gpt2.sampling import batching, output, progress
@@ -51,6 +51,23 @@ class Run:
         if engine.engine == 'auto':
             engine = dataclasses.replace(engine, engine=settings.get('engine', 'auto'))
         return dataclasses.replace(self, generation=generation, engine=engine)
+
+    def parts(self, batch):
+        """Return the options that may change from prompt to prompt, with BatchOptions."""
+        return self.sampling, self.generation, batch
+
+    def change(self, batch, name, value):
+        """Return this run and BatchOptions with one option changed; texts are parsed as flags are.
+
+        Raises OptionError.
+        """
+        if not any(name in dataclasses.asdict(part) for part in self.parts(batch)):
+            raise OptionError(name, 'is not an option; /set shows all')
+        sampling, generation, batch = (part.with_option(name, value) for part in self.parts(batch))
+        hparams = self.model_dir.hparams
+        sampling.check_vocabulary(hparams.n_vocab)
+        generation = generation.fit_model(hparams.n_ctx, hparams.n_ctx // 2).with_seed()
+        return dataclasses.replace(self, sampling=sampling, generation=generation), batch
 
     def settings(self, batch_size):
         """Return the settings that samples depend on, by name. The engine is left out."""
