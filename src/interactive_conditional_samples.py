@@ -17,7 +17,7 @@ def interact_model(model_name='124M', seed=None, nsamples=1, batch_size=1, lengt
     python3 src/interactive_conditional_samples.py [flags]
 
     Ctrl-C stops the samples of a prompt and asks for the next one. At a terminal, a pasted text of
-    several lines is one prompt, and so is what stands between two lines with \"\"\"; lines are kept
+    several lines is one prompt, and so is one between triple quotes; what you type is kept
     for the next session; /set temperature 0.8 changes an option, and /help shows the rest.
     """
     batch = options.BatchOptions(nsamples=nsamples, batch_size=batch_size)

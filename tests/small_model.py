@@ -70,6 +70,13 @@ class SmallModel:
         """Return the reference's logits [P, V]."""
         return reference.forward(self._weights64, HPARAMS, tokens)
 
+    def penalized(self, text, n_prompt, options):
+        """Return the logits [N, V] of the tokens after a prompt, after the options' penalties."""
+        rows = self.logits(text[:-1])[n_prompt - 1:]
+        return [reference.penalize(row, text[:n_prompt + i], options.get('repetition_penalty', 1),
+                                   options.get('no_repeat_ngram_size', 0))
+                for i, row in enumerate(rows)]
+
     def check(self, prompt, tokens, uniforms, **options):
         """Check each new token: it must be the reference's choice after all tokens before it.
 
@@ -78,11 +85,10 @@ class SmallModel:
         Args:
           uniforms: [at least the number of tokens, 2R].
         """
-        text = list(prompt) + list(tokens)
-        logits = self.logits(text[:-1])[len(prompt) - 1:]
-        n_differ = 0
+        text, n_differ = list(prompt) + list(tokens), 0
+        logits = self.penalized(text, len(prompt), options)
         for token, row, u in zip(tokens, logits, uniforms):
-            wanted, gap = choose(row, u, **options)
+            wanted, gap = choose(row, u, **filters(options))
             assert token == wanted or gap < NEAR
             n_differ += token != wanted
         assert n_differ <= 1
@@ -90,6 +96,12 @@ class SmallModel:
     def check_sample(self, prompt, tokens, seed, index, **options):
         """Check the tokens of sample `index` of a run."""
         self.check(prompt, tokens, uniforms(seed, [index], len(tokens))[0], **options)
+
+
+def filters(options):
+    """Return the options of `reference.warp_logits`, those without penalties."""
+    return {name: value for name, value in options.items()
+            if name not in ('repetition_penalty', 'no_repeat_ngram_size')}
 
 
 def choose(logits, u, temperature=1, **options):

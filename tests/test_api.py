@@ -28,6 +28,19 @@ def test_texts_from_scratch_are_those_of_the_reference(tiny, tiny_model):
     assert {sample.seed for sample in samples} == {4}
 
 
+def test_samples_say_why_they_ended_and_what_was_likely(tiny, tiny_model):
+    plain, = tiny_model.generate('ab', length=3, seed=1)
+    assert (plain.finish_reason, plain.logprobs, plain.top_logprobs) == ('length', None, None)
+    sample, = tiny_model.generate('ab', length=3, seed=1, logprobs=2, stop_at=['nowhere', 'x'],
+                                  temperature=0)
+    assert sample.finish_reason == 'length' and sample.logprobs.shape == (3, 2)
+    for token, (own, _), top in zip(sample.tokens, sample.logprobs, sample.top_logprobs):
+        assert len(top) == 2 and top[0] == (token, pytest.approx(own, abs=1e-5))
+    first = sample.text[0]
+    stopped, = tiny_model.generate('ab', length=3, seed=1, stop_at=[first, 'x'], temperature=0)
+    assert (stopped.text, stopped.ended, stopped.finish_reason) == ('', True, 'stop')
+
+
 @pytest.mark.parametrize('options', [
     {'temperature': 0}, {'temperature': 0.7}, {'top_k': 3}, {'top_p': 0.6}, {'top_p': 0},
     {'temperature': 2, 'top_k': 20, 'top_p': 0.9}], ids=str)

@@ -22,11 +22,13 @@ from gpt2.sampling.graph import GraphDecoder
 from gpt2.sampling.options import GenerationOptions, SamplingOptions
 from gpt2.sampling.rng import draw_uniforms, sample_rng
 from helpers import LONG, SRC, only_long
-from small_model import HPARAMS, NEAR, PROMPTS, WARPING, SmallModel, force, uniforms
+from small_model import HPARAMS, NEAR, PROMPTS, SmallModel, filters, force, uniforms
 
 IS_TF1 = tf.__version__.startswith('1.')
 ENGINES = ['graph'] if IS_TF1 else ['graph', 'lite']
 GREEDY, PLAIN = SamplingOptions(temperature=0), SamplingOptions()
+WARPING = {'temperature': 0.9, 'top_k': 50, 'top_p': 0.95, 'min_p': 0.001, 'typical_p': 0.98,
+           'repetition_penalty': 1.3, 'no_repeat_ngram_size': 2}
 WARPED = SamplingOptions(**WARPING)
 CACHE_POSITIONS = 16  # instead of 128, so that the cache grows several times within 64
 
@@ -211,8 +213,10 @@ def test_log_probabilities_are_those_of_the_reference(small, either, options):
     tokens, scores = either.decode(15, SamplingOptions(**options), numbers, logprobs=True)
     for prompt, text, pairs in zip(prompts, tokens.tolist(), scores.logprobs):
         logits = small.logits(prompt + text)[len(prompt) - 1:-1]
-        for token, row, pair in zip(text, logits, pairs):
-            drawn = reference.warp(row, **options) if options['temperature'] else np.ones(1000)
+        penalized = small.penalized(prompt + text, len(prompt), options)
+        for token, row, changed, pair in zip(text, logits, penalized, pairs):
+            drawn = (reference.warp(changed, **filters(options)) if options['temperature']
+                     else np.ones(1000))
             np.testing.assert_allclose(
                 pair, np.log([reference.softmax(row)[token], drawn[token]]), rtol=0, atol=1e-4)
 
