@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 
 import pytest
@@ -282,3 +283,16 @@ def test_shapes_and_number_of_parameters(tmp_path, sizes, count):
     assert shapes == reference.shapes(values)
     assert model_dir.parameter_count(hparams) == sum(map(product, shapes.values()))
     assert count in (None, model_dir.parameter_count(hparams))
+
+
+def test_a_model_is_found_by_its_path(unloaded, tmp_path, monkeypatch):
+    """Also from another folder, where there is no folder `models`."""
+    models = pathlib.Path(unloaded[-1])
+    monkeypatch.chdir(tmp_path)
+    for path in (models / 'tiny', os.path.relpath(str(models / 'tiny')), f'{models}/tiny/'):
+        opened = model_dir.open_model_dir(str(path), 'models')
+        assert (opened.name, os.path.realpath(opened.path)) == (
+            'tiny', os.path.realpath(str(models / 'tiny')))
+    with pytest.raises(ModelError) as error:
+        model_dir.open_model_dir('tiny', 'models')
+    assert str(tmp_path / 'models') in str(error.value) and '--models_dir' in str(error.value)
