@@ -51,7 +51,8 @@ def open_model_dir(model_name, models_dir, weights=True):
     missing or malformed. It may lack weights if `weights` is False.
     """
     path = os.path.join(models_dir, model_name)
-    if not os.path.isdir(path) and os.path.isfile(os.path.join(model_name, 'hparams.json')):
+    is_elsewhere = os.path.isabs(model_name) or not os.path.isdir(path)
+    if is_elsewhere and os.path.isfile(os.path.join(model_name, 'hparams.json')):
         models_dir, model_name = os.path.split(os.path.abspath(model_name))
         path = os.path.join(models_dir, model_name)
     if not model_name or not os.path.isdir(path):
