@@ -25,9 +25,11 @@ DIGIT = 64  # a number of the vocabulary is DIGIT * high + low: two columns comp
 LOGPROB_SCALE = 25  # see `quantize`
 LARGEST_CODE = 50000  # so that every character of `column` is one that UTF-8 can encode
 
-# Control characters, tab and line end excepted, become the pictures that Unicode has for them.
-PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in '\t\n'}
-PICTURES[0x7f] = 0x2421
+# What is shown for control characters, tab and line end excepted: the pictures that Unicode has of
+# them; and for others that are not to be seen, and could turn the text around, the sign of damage.
+PICTURES = {**{code: 0x2400 + code for code in range(32) if chr(code) not in '\t\n'}, 0x7f: 0x2421,
+            **dict.fromkeys([*range(0x80, 0xa0), *range(0x202a, 0x202f), *range(0x2066, 0x206a)],
+                            0xfffd)}
 
 
 def page(model_dir, names, results, scores):
@@ -164,8 +166,8 @@ def utf16_lengths(tokens, encoder):
 def quantize(logprobs):
     """Return codes, int [...], of which exp(-(code / LOGPROB_SCALE)^2) is about a probability.
 
-    So the large probabilities, whose digits are read, are the most exact: those from 1 % to within
-    a twelfth, those from 50 % to within a thirtieth.
+    So large probabilities, whose digits are read, are the most exact: those from 50 % on to within
+    a twenty-fifth, those from 1 % on to within a tenth.
     """
     codes = np.rint(LOGPROB_SCALE * np.sqrt(np.maximum(0, -logprobs.astype(np.float64))))
     return np.minimum(codes, LARGEST_CODE).astype(np.int64)
