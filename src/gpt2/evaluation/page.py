@@ -20,6 +20,7 @@ from gpt2.evaluation.summary import COLUMNS, RANK_CLASSES, figures, one_line
 from gpt2.model_dir import weights_digest
 
 TOP = 10  # likeliest tokens to show at each place
+RANK_AXIS = ('1', '≤ 10', '≤ 100', '≤ 1000', '> 1000')  # RANK_CLASSES, where there is little room
 FRACTIONS = 10  # bars of the histogram of p / p_max
 DIGIT = 64  # a number of the vocabulary is DIGIT * high + low: two columns compress better
 LOGPROB_SCALE = 25  # see `quantize`
@@ -87,10 +88,10 @@ def histograms(result, scores, n_bits):
     fractions = np.histogram(fractions, FRACTIONS, (0, 1))[0]
     entropy_names = [f'{bits} to {bits + 1} bits' for bits in range(n_bits)]
     fraction_names = [f'{i / FRACTIONS} to {(i + 1) / FRACTIONS}' for i in range(FRACTIONS)]
-    return (figure('ranks', 'Ranks', RANK_CLASSES, rank_shares(result), RANK_CLASSES)
+    return (figure('ranks', 'Ranks', RANK_CLASSES, rank_shares(result), RANK_AXIS)
             + figure('', 'Entropy', entropy_names, entropies / result['n_tokens'],
                      ['0', f'{n_bits} bits'])
-            + figure('', 'Probability, relative to the likeliest', fraction_names,
+            + figure('', 'Probability / highest', fraction_names,
                      fractions / result['n_tokens'], ['0', '1']))
 
 
