@@ -177,10 +177,17 @@ def test_the_histograms_count_every_token(made_up):
     assert fractions.endswith(f'0.9 to 1.0: {100 * (p >= 0.9).sum() / n:.0f} %')
 
 
+@pure
+def test_a_page_of_an_empty_text_alone(model_dir):
+    text, _ = made_up_page(model_dir, DOCUMENTS[2:])
+    assert 'This text is empty.' in text and 'nan' not in text.lower()
+    assert unpack(text)['vocabulary'] == [] and unpack(text)['documents'][0]['ranks'] == []
+
+
 @needs_data
 def test_a_page_has_at_most_twelve_bytes_for_a_byte_of_text(tf, model_dir, tmp_path):
     """Of the text that the model knows best; with longer tokens there are fewer."""
-    text = (pathlib.Path(DATA) / 'tinyshakespeare.txt').read_text()[-40000:]
+    text = (pathlib.Path(DATA) / 'tinyshakespeare.txt').read_text()[-30000:]
     path = tmp_path / 'page.html'
     report.score_documents(model_dir, [{'file': 'x', 'text': text}], EvaluationOptions(
         task='score', file='x', html=str(path), output=str(tmp_path / 'scores'), stride=256))

@@ -86,7 +86,6 @@ class Scorer:
         """
         tf = runtime.import_tensorflow()
         import model
-        import sample
         self._model_dir, hparams = model_dir, model_dir.hparams
         self.n_ctx = hparams.n_ctx
         self._end_of_text = model_dir.encoder.end_of_text
@@ -100,7 +99,7 @@ class Scorer:
             self._logits = model.lm_head(hparams, self._hidden)  # [M, V]
             self._scores = token_scores(self._logits, self._targets, allowed)
             if top:
-                self._scores += [entropies(self._logits), *sample.top_logprobs(self._logits, top)]
+                self._scores += expectations(self._logits, top)
             self._session = tf.Session()
             checkpoint.restore(self._session, model_dir.path)
 
@@ -192,11 +191,13 @@ def token_scores(logits, targets, allowed):
     return [target_logits - tf.reduce_logsumexp(logits, axis=-1), *ranks]
 
 
-def entropies(logits):
-    """Return the entropies, in nats, of the distributions that logits [M, V] make: float32 [M].
+def expectations(logits, top):
+    """Return the entropies of distributions, given by logits [M, V], and their likeliest tokens.
 
-    H = -sum(p log p) (Shannon 1948).
+    The entropies, in nats, are float32 [M]: H = -sum(p log p) (Shannon 1948). The tokens are int32
+    [M, top], the lowest ids first among equals; their log probabilities float32 [M, top].
     """
     tf = runtime.import_tensorflow()
     logprobs = tf.nn.log_softmax(logits)
-    return -tf.reduce_sum(tf.exp(logprobs) * logprobs, axis=-1)
+    top_logprobs, top_tokens = tf.math.top_k(logprobs, top)
+    return [-tf.reduce_sum(tf.exp(logprobs) * logprobs, axis=-1), top_tokens, top_logprobs]

@@ -83,10 +83,11 @@ def shown(text):
 
 def histograms(result, scores, n_bits):
     """Return the histograms of a document's ranks, entropies and fractions p / p_max."""
-    entropies = np.histogram(scores.entropies / np.log(2), n_bits, (0, n_bits))[0]
+    bits = np.clip(scores.entropies / np.log(2), 0, n_bits)  # rounding may leave the range
+    entropies = np.histogram(bits, n_bits, (0, n_bits))[0]
     fractions = np.exp(np.minimum(0, scores.logprobs - scores.top_logprobs[:, 0]))
     fractions = np.histogram(fractions, FRACTIONS, (0, 1))[0]
-    entropy_names = [f'{bits} to {bits + 1} bits' for bits in range(n_bits)]
+    entropy_names = [f'{i} to {i + 1} bits' for i in range(n_bits)]
     fraction_names = [f'{i / FRACTIONS} to {(i + 1) / FRACTIONS}' for i in range(FRACTIONS)]
     return (figure('ranks', 'Ranks', RANK_CLASSES, rank_shares(result), RANK_AXIS)
             + figure('', 'Entropy', entropy_names, entropies / result['n_tokens'],
