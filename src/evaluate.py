@@ -8,14 +8,14 @@ from gpt2.model_dir import ModelOptions
 OPTIONS = (ModelOptions, EvaluationOptions)
 
 
-def evaluate(task, file=None, model_name='124M', data_dir='data', limit=None, batch_size=1,
+def evaluate(task, file=None, *, model_name='124M', data_dir='data', limit=None, batch_size=1,
              stride=32, raw=False, output=None, html=None, models_dir='models'):
-    """Measure a model on a data set of the paper's zero-shot table, or score your text.
+    """Measure a model on a data set of the paper's zero-shot table, or score your texts.
 
-    python3 src/evaluate.py TASK [FILE] [flags]
+    python3 src/evaluate.py TASK [FILE ...] [flags]
     python3 src/evaluate.py all --model_name 124M --data_dir DATA --output results.json
     python3 src/evaluate.py wikitext2 --stride 512
-    python3 src/evaluate.py score FILE --html report.html > scores.jsonl
+    python3 src/evaluate.py score mine.txt samples.jsonl --html page.html > scores.jsonl
 
     The rows of a task are printed when it is finished. Ctrl-C stops the run.
 
@@ -35,10 +35,12 @@ def evaluate(task, file=None, model_name='124M', data_dir='data', limit=None, ba
                    (heldout-monolingual.tokenized.shuffled/): www.statmt.org/lm-benchmark
       all          all of these. If files are missing, the other tasks are run, and the exit status
                    is 1. Nothing is downloaded.
-      score        FILE, or - for stdin: a text, or JSON objects with a "text", one a line. For each
-                   text a JSON object is printed, one a line: its token ids, their log probabilities
-                   (natural) and ranks, total, mean, perplexity, bits per byte, and the shares of
-                   tokens of rank 1, 2-10, 11-100, 101-1000 and beyond.
+      score        each FILE, or - for stdin: a text, with <|endoftext|> between documents, or JSON
+                   objects with a "text", one a line. Where there is a "prompt", as in our samples,
+                   the text is scored after it. On a terminal a row is printed for each document,
+                   otherwise a JSON object a line: its own fields, its file, its token ids, their
+                   log probabilities (natural) and ranks, total, mean, perplexity, bits per byte,
+                   and the shares of tokens of rank 1, 2-10, 11-100, 101-1000 and beyond.
     """
     run.evaluate(
         ModelOptions(model_name=model_name, models_dir=models_dir),

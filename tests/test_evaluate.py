@@ -120,7 +120,8 @@ def test_texts_are_scored_as_by_one_forward_pass_for_each_token(scorer, expected
             assert len(text) < 8 or (gaps > NEAR).mean() > 0.9
             assert (scores.ranks == ranks)[gaps > NEAR].all()
             assert (scores.filtered_ranks == scores.ranks).all()
-            assert [values.dtype for values in scores] == [np.float32, np.int32, np.int32]
+            assert [values.dtype for values in scores[:3]] == [np.float32, np.int32, np.int32]
+            assert scores[3:] == ((), (), ())  # nobody asked for the likeliest tokens
     assert scorer.loglikelihood_rolling([]) == []
 
 
@@ -159,6 +160,23 @@ def test_logits_are_those_of_the_reference(scorer, tiny):
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, reference.forward(tiny.weights, tiny.hparams, tokens),
                                rtol=0, atol=1e-4)
+
+
+def test_the_likeliest_tokens_and_the_entropies(model_dir, logits_after, monkeypatch):
+    monkeypatch.setattr(loglikelihood, 'LOGITS_CHUNK', 3)
+    texts, scorer = [random_text(7), [], random_text(20, 1)], Scorer(model_dir, top=5)
+    results = scorer.loglikelihood_rolling(texts, batch_size=2)
+    scorer.close()
+    for text, scores in zip(texts, results):
+        assert scores.top_tokens.shape == scores.top_logprobs.shape == (len(text), 5)
+        for i, (tokens, logprobs, entropy) in enumerate(zip(
+                scores.top_tokens, scores.top_logprobs, scores.entropies)):
+            expected = log_softmax(logits_after((256, *text[:i])))
+            best = np.sort(expected)[::-1][:5]
+            np.testing.assert_allclose(logprobs, best, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(expected[tokens], best, rtol=0, atol=NEAR)
+            assert entropy == pytest.approx(-(np.exp(expected) * expected).sum(), abs=1e-4)
+            assert len(set(tokens.tolist())) == 5
 
 
 def test_equal_logits_share_the_better_rank(tf, tmp_path):
@@ -427,6 +445,7 @@ def test_bytes_without_a_character(score):
     (['ptb', '--stride', 0], 2, ['--stride']), (['ptb', '--stride', 33], 2, ['--stride', '32']),
     (['ptb', '--limit', 0], 2, ['--limit']), (['ptb', '--batch_size', 0], 2, ['--batch_size']),
     (['ptb', '--html', 'x.html'], 2, ['--html']), (['all', 'x'], 2, ['--data_dir']),
+    (['ptb', 'x', 'y'], 2, ['ptb', 'one FILE']),
     (['ptb', 'nowhere.txt'], 1, ['nowhere.txt']), (['score', 'nowhere'], 1, ['nowhere']),
     (['ptb', '--output', 'no/where'], 1, ['no/where']),
     (['ptb', '--output', os.devnull], 1, [os.devnull, 'regular']),
@@ -451,6 +470,7 @@ def test_options_check_themselves():
     for error, options in [(OptionError, {'task': 'lambda'}), (OptionError, {'limit': 0}),
                            (OptionError, {'raw': 1}), (UsageError, {'task': 'score'}),
                            (UsageError, {'task': 'all', 'file': 'x'}),
+                           (UsageError, {'task': 'ptb', 'file': ('x', 'y')}),
                            (OptionError, {'task': 'ptb', 'html': 'x'})]:
         with pytest.raises(error):
             EvaluationOptions(**options)
@@ -470,6 +490,8 @@ def test_help_has_every_task_and_flag(call):
     ('ptb', ' one \n two', 'line 2'), ('cbt_ne', '1 One .\n3 Three .\n', 'line 2'),
     ('score', '{"text": "fine"}\n{"text": 5}\n', 'line 2'),
     ('score', '{"text": "fine"}\n{"text": "cu', 'line 2'), ('score', '', 'empty'),
+    ('score', '{"text": "x"}\n{"text": "x", "prompt": ["y"]}', 'line 2: its "prompt"'),
+    ('score', '<|endoftext|>\n<|endoftext|>', 'no text'),
     ('score', b'one\ntwo \xff\n', 'line 2')])
 def test_a_malformed_file_is_refused_before_anything_else(call, tiny, tmp_path, task, text, words):
     path = tmp_path / 'file'
@@ -540,23 +562,88 @@ def test_documents_from_stdin_are_scored(tiny, tmp_path, expected):
                 '101-1000': (ranks > 100).mean(), '1001-': 0}
     assert results[1]['perplexity'] is None
     assert set(results[1]['rank_shares'].values()) == {None}
-    # The page shows the texts as they are, and the colours of the ranks.
-    texts = re.findall('<p class="text">(.*?)</p>', page.read_text(encoding='utf-8'), re.DOTALL)
-    assert [html.unescape(re.sub('<.*?>', '', text)) for text in texts] == [
-        DOCUMENTS[0]['text'], DOCUMENTS[2]['text']]
-    classes = [int(name) for name in re.findall('<span class="r(.)"', texts[0])]
-    assert classes == np.searchsorted([1, 10, 100, 1000], results[0]['ranks']).tolist()
-    assert len(re.findall('<span', texts[1])) == len(DOCUMENTS[2]['text'])  # whole characters
-    assert texts[1].count('probability') == len(results[2]['tokens'])
+    # The page shows the texts as they are. For the rest of it, see test_page.py.
+    texts = re.findall('<span class="scored">(.*?)</span>', page.read_text(encoding='utf-8'),
+                       re.DOTALL)
+    assert [*map(html.unescape, texts)] == [document['text'] for document in DOCUMENTS]
 
 
-def test_a_plain_file_is_one_document(call, tiny, tmp_path):
-    path, output = tmp_path / 'text.txt', tmp_path / 'scores.jsonl'
-    path.write_text('Two lines,\n{"text": "one document"}\n')
-    assert call(evaluate.evaluate, OPTIONS, 'score', path, *tiny.flags, '--output', output) == (
-        0, '', '')
-    result, = [json.loads(line) for line in output.read_text().splitlines()]
-    assert result['text'] == path.read_text()
+@pytest.fixture
+def score_files(call, tiny, tmp_path, monkeypatch):
+    """A function that scores files, given their contents by name; returns the JSON objects."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(contents, *argv):
+        for name, content in contents.items():
+            pathlib.Path(name).write_text(content, encoding='utf-8')
+        status, stdout, stderr = call(evaluate.evaluate, OPTIONS, 'score',
+                                      *(argv or contents), *tiny.flags)
+        assert (status, stderr) == (0, '')
+        return [json.loads(line) for line in stdout.splitlines()]
+
+    return run
+
+
+def test_a_text_has_a_document_between_any_two_ends_of_text(score_files):
+    first = 'Two lines,\n{"text": "one document"}\n'
+    results = score_files({'a.txt': f'<|endoftext|>{first}<|endoftext|>\n<|endoftext|>other\n'})
+    assert [(result['file'], result['text']) for result in results] == [
+        ('a.txt', first), ('a.txt', 'other\n')]
+
+
+@pytest.mark.parametrize('argv', [
+    ['a.txt', 'b.jsonl', 'c.txt'], ['a.txt', '--stride', 9, 'b.jsonl', 'c.txt'],
+    ['--file', 'a.txt', '--file=b.jsonl', 'c.txt'], ['--file=a.txt', 'b.jsonl', 'c.txt']])
+def test_all_files_that_are_named_are_scored(score_files, argv):
+    results = score_files({'a.txt': 'first', 'b.jsonl': '{"text": "x", "id": 7}\n{"text": "y"}\n',
+                           'c.txt': 'last'}, *argv)
+    assert [(result['file'], result['text'], result.get('id')) for result in results] == [
+        ('a.txt', 'first', None), ('b.jsonl', 'x', 7), ('b.jsonl', 'y', None),
+        ('c.txt', 'last', None)]
+
+
+def test_a_text_is_scored_after_its_prompt(score_files, tiny, expected):
+    prompt, text = 'ROMEO: what', ' light'
+    lines = [{'prompt': prompt, 'text': text, 'tokens': [1], 'logprobs': {}},
+             {'prompt': None, 'text': text}, {'text': text}]
+    after, *alone = score_files({'samples.jsonl': '\n'.join(map(json.dumps, lines))})
+    assert after['tokens'] == tiny.encode(text) and after['prompt'] == prompt
+    tokens = [256, *tiny.encode(prompt + text)]
+    logprobs, _, _ = expected(tokens, 32, len(tokens) - len(text))
+    np.testing.assert_allclose(after['logprobs'], logprobs, rtol=0, atol=1e-4)
+    for result in alone:
+        np.testing.assert_allclose(result['logprobs'], expected([256, *tiny.encode(text)], 32)[0],
+                                   rtol=0, atol=1e-4)
+
+
+def test_a_terminal_shows_a_table(call, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [{'text': 'some text', 'title': 'Two\nlines \x1b[2J'}, {'text': ''},
+             {'text': 'x' * 20, 'id': 'long ' * 20}]
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (tmp_path / 'b.txt').write_text('text')
+    argv = ['score', 'a.jsonl', 'b.txt', *tiny.flags]
+    _, stdout, _ = call(evaluate.evaluate, OPTIONS, *argv)
+    results = [json.loads(line) for line in stdout.splitlines()]
+    status, stdout, stderr = call(evaluate.evaluate, OPTIONS, *argv, terminal=True)
+    assert (status, stderr) == (0, '')
+    head, *rows = [re.split('  +', row) for row in stdout.splitlines()]
+    assert head == ['document', 'tokens', 'mean logprob', 'perplexity', 'bits/byte', 'rank 1',
+                    'top 10', 'top 100']
+    assert [row[0] for row in rows] == [
+        'a.jsonl, 1: Two lines \ufffd[2J', 'a.jsonl, 2', 'a.jsonl, 3: long long long long long lo…',
+        'b.txt']
+    assert rows[1][1:] == ['0']
+    for row, result in [(rows[0], results[0]), (rows[2], results[2]), (rows[3], results[3])]:
+        ranks = np.array(result['ranks'])
+        assert row[1:] == [
+            str(len(ranks)), f'{np.mean(result["logprobs"]):.3f}',
+            f'{math.exp(-np.mean(result["logprobs"])):,.2f}',
+            f'{-np.mean(result["logprobs"]) / math.log(2):.3f}',
+            *(f'{100 * (ranks <= limit).mean():.1f} %' for limit in (1, 10, 100))]
+    # With --output, the JSON lines go there, and the terminal stays empty.
+    assert call(evaluate.evaluate, OPTIONS, *argv, '--output', 'out', terminal=True) == (0, '', '')
+    assert [json.loads(line) for line in (tmp_path / 'out').read_text().splitlines()] == results
 
 
 def test_a_pipe_that_closes_early_ends_the_run_quietly(tiny, tmp_path):

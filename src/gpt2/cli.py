@@ -130,6 +130,7 @@ def parse(command, options, argv):
     if '-h' in argv:
         return None
     texts, left_over = record(parameters, argv)
+    left_over = join_left_over(parameters, options, texts, left_over)
     kinds = {name: options[name].metadata['kind'] for name in parameters}
     values = {name: kinds[name].parse(text) for name, text in texts.items()}
     left_over += [texts[name] for name, value in values.items()
@@ -178,6 +179,16 @@ def join_values(parameters, options, argv):
                 places[name] = len(joined)
         joined.append(argument)
     return joined
+
+
+def join_left_over(parameters, options, texts, left_over):
+    """Add arguments to the last one given by position, if it takes several; return the others."""
+    *_, last = [name for name, parameter in parameters.items()
+                if parameter.kind is not parameter.KEYWORD_ONLY] or [None]
+    if last not in texts or not options[last].metadata['kind'].accepts(['a text']):
+        return left_over
+    texts[last] = '\0'.join([texts[last], *left_over])
+    return []
 
 
 def find_name(names, flag):

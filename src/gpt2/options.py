@@ -106,6 +106,7 @@ TEXT = Kind('a text in UTF-8, and not empty',
             lambda value: isinstance(value, str) and value != '' and is_unicode(value),
             lambda text: os.fsencode(text).decode('utf-8', 'surrogateescape'))  # in any locale
 PATH = Kind('a path', is_path, str)
+PATHS = several(PATH, 'a path, or several')
 TEXTS = several(TEXT, 'a text in UTF-8, or several, none of them empty')
 ESCAPED_TEXTS = TEXTS._replace(parse=lambda text: tuple(map(unescape, TEXTS.parse(text))))
 SWITCH = Kind('True or False', lambda value: isinstance(value, bool),

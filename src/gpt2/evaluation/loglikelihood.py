@@ -22,8 +22,12 @@ LOGITS_CHUNK = 256  # positions whose logits exist at once: 51 MB with the vocab
 Window = collections.namedtuple('Window', 'start end first')
 
 # The scores of n tokens: `logprobs` float32 [n], natural logarithms; `ranks` int32 [n], 1 for the
-# likeliest; `filtered_ranks` int32 [n], the same among the allowed tokens.
-Scores = collections.namedtuple('Scores', 'logprobs ranks filtered_ranks')
+# likeliest; `filtered_ranks` int32 [n], the same among the allowed tokens. Of a Scorer with a
+# `top`, also the model's expectation at each place: its `entropies` float32 [n], in nats, and its
+# likeliest tokens, `top_tokens` int32 [n, top] with their `top_logprobs` float32 [n, top].
+Scores = collections.namedtuple(
+    'Scores', 'logprobs ranks filtered_ranks entropies top_tokens top_logprobs',
+    defaults=[(), (), ()])
 
 
 def total_logprob(scores):
@@ -73,10 +77,11 @@ def batches(windows, n_tokens):
 class Scorer:
     """A model that scores texts. It holds a graph and a session until `close()`."""
 
-    def __init__(self, model_dir, allowed=None, progress=False):
+    def __init__(self, model_dir, allowed=None, top=0, progress=False):
         """Build the graph and restore the weights. Raises ModelError if they cannot be read.
 
-        Only the `allowed` tokens, bool [V], count for `filtered_ranks`; None allows all. `progress`
+        Only the `allowed` tokens, bool [V], count for `filtered_ranks`; None allows all. With a
+        `top`, 1 to V, the Scores have entropies and that many of the likeliest tokens. `progress`
         shows a progress bar on stderr if that is a terminal.
         """
         tf = runtime.import_tensorflow()
@@ -93,6 +98,8 @@ class Scorer:
             self._hidden = tf.gather(h, self._positions)  # [M, E]
             self._logits = model.lm_head(hparams, self._hidden)  # [M, V]
             self._scores = token_scores(self._logits, self._targets, allowed)
+            if top:
+                self._scores += expectations(self._logits, top)
             self._session = tf.Session()
             checkpoint.restore(self._session, model_dir.path)
 
@@ -131,7 +138,8 @@ class Scorer:
 
     def _score_windows(self, text, windows, batch_tokens):
         """Return the Scores of all tokens of a text, int32 [n]; zeros of those in no window."""
-        scores = Scores(*(np.zeros(len(text), dtype) for dtype in (np.float32, np.int32, np.int32)))
+        scores = Scores(*(np.zeros([len(text), *values.shape.as_list()[1:]],
+                                   values.dtype.as_numpy_dtype) for values in self._scores))
         with tqdm(total=sum(end - start for start, end, _ in windows), unit='token',
                   unit_scale=True, leave=False, disable=self._hide_progress) as progress:
             for batch in batches(windows, batch_tokens):
@@ -159,8 +167,8 @@ class Scorer:
             scores = [run(self._scores, {self._hidden: hidden[i:i + LOGITS_CHUNK],
                                          self._targets: targets[i:i + LOGITS_CHUNK]})
                       for i in chunks]
-        logprobs, *ranks = [np.concatenate(values) for values in zip(*scores)]
-        return [self._check_finite(logprobs), *ranks]
+        logprobs, *others = [np.concatenate(values) for values in zip(*scores)]
+        return [self._check_finite(logprobs), *others]
 
     def _check_finite(self, values):
         """Return an array of float32. Raises ModelError unless all of it are finite numbers."""
@@ -181,3 +189,15 @@ def token_scores(logits, targets, allowed):
     ranks = [1 + tf.reduce_sum(tf.cast(counted, tf.int32), axis=-1)
              for counted in (larger, larger if allowed is None else larger & allowed)]
     return [target_logits - tf.reduce_logsumexp(logits, axis=-1), *ranks]
+
+
+def expectations(logits, top):
+    """Return the entropies of distributions, given by logits [M, V], and their likeliest tokens.
+
+    The entropies, in nats, are float32 [M]: H = -sum(p log p) (Shannon 1948). The tokens are int32
+    [M, top], the lowest ids first among equals; their log probabilities float32 [M, top].
+    """
+    tf = runtime.import_tensorflow()
+    logprobs = tf.nn.log_softmax(logits)
+    top_logprobs, top_tokens = tf.math.top_k(logprobs, top)
+    return [-tf.reduce_sum(tf.exp(logprobs) * logprobs, axis=-1), top_tokens, top_logprobs]

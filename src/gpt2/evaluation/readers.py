@@ -6,9 +6,11 @@ the text `raw`, not de-tokenized. It raises a UserError that names the line if o
 
 import collections
 import functools
+import os
 import re
 import sys
 
+from encoder import END_OF_TEXT
 from gpt2 import files
 from gpt2.errors import UserError
 from gpt2.evaluation import detokenize
@@ -42,17 +44,31 @@ def decode(path, data):
 
 
 def read_documents(path):
-    """Return the documents of a file, or of stdin for -: dicts with at least a `text`.
+    """Return the documents of a file, or of stdin for -: dicts with at least a `text` and a `file`.
 
-    A file that begins with { or is named *.jsonl holds JSON objects, one a line; any other is one
-    document. Raises UserError if it is missing, empty or malformed.
+    A file that begins with { or is named *.jsonl holds JSON objects, one a line, each with a "text"
+    and perhaps the "prompt" before it, a text or null. Any other is split at <|endoftext|>. Raises
+    UserError if the file is missing, empty or malformed.
     """
     name = 'stdin' if path == '-' else path
     text = decode(name, sys.stdin.buffer.read() if path == '-' else files.read_bytes(path))
-    if not (text.startswith('{') or path.endswith('.jsonl')):
-        return [{'text': text}]
-    return [parse_line(name, number, line) for number, line in enumerate(text.split('\n'), 1)
-            if line.strip()]
+    if text.startswith('{') or path.endswith('.jsonl'):
+        documents = [parse_document(name, number, line)
+                     for number, line in enumerate(text.split('\n'), 1) if line.strip()]
+    else:
+        documents = [{'text': part} for part in text.split(END_OF_TEXT) if part.strip()]
+    if not documents:
+        raise UserError(f'{name} has no text; name another file')
+    file = os.fsencode(name).decode('utf-8', 'replace')
+    return [dict(document, file=file) for document in documents]
+
+
+def parse_document(path, number, line):
+    """Return the document in a line of a file. Raises UserError."""
+    document = parse_line(path, number, line)
+    if not isinstance(document.get('prompt'), (str, type(None))):
+        raise bad_line(path, number, 'its "prompt" is not a text')
+    return document
 
 
 def parse_line(path, number, line):

@@ -1,103 +1,70 @@
-"""Reports on the user's texts: JSON lines for programs, and a page made from report.html."""
+"""Scores of the user's texts: JSON lines for programs, a table on a terminal, and a page."""
 
-import codecs
-import html
 import json
-import math
-import pathlib
-import string
-
-import numpy as np
+import sys
 
 from gpt2 import files
-from gpt2.evaluation.loglikelihood import Scorer, exp, total_logprob
+from gpt2.evaluation.loglikelihood import Scorer
+from gpt2.evaluation.page import TOP, page
+from gpt2.evaluation.summary import COLUMNS, figures, headings, summarize
 
 GROUP = 64  # documents to score before their results are written
-
-# Classes of ranks, shown in different colours as in GLTR (Gehrmann, Strobelt and Rush 2019): the
-# more tokens are of the first classes, the likelier it is that a model wrote the text.
-RANK_CLASSES = ('1', '2-10', '11-100', '101-1000', '1001-')
-RANK_LIMITS = (1, 10, 100, 1000)  # the last rank of each class but the last
+WIDTHS = (9, 14, 13, 11, 9, 9, 9)  # of COLUMNS on a terminal
+LONGEST_NAME = 40  # characters of a document's heading there
 
 
 def score_documents(model_dir, documents, options):
-    """Score documents; write a JSON line for each, after its own fields, and a page if named."""
-    scorer = Scorer(model_dir, progress=True)
-    results = []
+    """Score documents, dicts with `text`, `file` and perhaps `prompt`; write what `options` name.
+
+    That is a JSON line for each document, its own fields first, or a row on a terminal; and a page.
+    """
+    top = min(TOP, model_dir.hparams.n_vocab) if options.html else 0
+    scorer = Scorer(model_dir, top=top, progress=True)
+    names = headings(documents)
+    show = print_nothing if options.output else (
+        open_table(names) if sys.stdout.isatty() else print_line)
+    results, scores = [], []
     for first in range(0, len(documents), GROUP):
-        group = documents[first:first + GROUP]
-        texts = [model_dir.encoder.encode(document['text']) for document in group]
-        scores = scorer.loglikelihood_rolling(texts, options.batch_size, options.stride)
-        for document, tokens, text_scores in zip(group, texts, scores):
-            n_bytes = len(model_dir.encoder.decode_bytes(tokens))
-            results.append(dict(document, **summarize(tokens, text_scores, n_bytes)))
-            if not options.output:
-                print(json.dumps(results[-1]), flush=True)
+        group = slice(first, first + GROUP)
+        for name, (result, document_scores) in zip(
+                names[group], score_group(scorer, model_dir, documents[group], options)):
+            show(name, result)
+            results.append(result)
+            scores.append(document_scores if options.html else None)
+    scorer.close()
     if options.output:
         files.write_file(options.output, (json.dumps(result) + '\n' for result in results))
     if options.html:
-        files.write_file(options.html, [page(results, model_dir)])
+        files.write_file(options.html, [page(model_dir, names, results, scores)])
 
 
-def summarize(tokens, scores, n_bytes):
-    """Return the figures of one document, see the help of evaluate.py; None for an empty one's."""
-    total, n = total_logprob(scores), len(tokens)
-    classes = np.searchsorted(RANK_LIMITS, scores.ranks)
-    counts = np.bincount(classes, minlength=len(RANK_CLASSES)).tolist()
-    shares = [count / n if n else None for count in counts]
-    return {'n_tokens': n, 'n_bytes': n_bytes, 'total_logprob': total,
-            'mean_logprob': total / n if n else None,
-            'perplexity': exp(-total / n) if n else None,
-            'bits_per_byte': -total / math.log(2) / n_bytes if n else None,
-            'rank_shares': dict(zip(RANK_CLASSES, shares)), 'tokens': tokens,
-            'logprobs': [float(f'{value:.6g}') for value in scores.logprobs],
-            'ranks': scores.ranks.tolist()}
+def score_group(scorer, model_dir, documents, options):
+    """Return what each document becomes, a dict that JSON can hold, and its Scores."""
+    encoder = model_dir.encoder
+    texts = [encoder.encode(document['text']) for document in documents]
+    prompts = [encoder.encode(document.get('prompt') or '') for document in documents]
+    scores = scorer.loglikelihood([*zip(prompts, texts)], options.batch_size, options.stride)
+    return [(dict(document, **summarize(tokens, s, len(encoder.decode_bytes(tokens)))), s)
+            for document, tokens, s in zip(documents, texts, scores)]
 
 
-def page(results, model_dir):
-    """Return the page that shows documents, given by their JSON lines."""
-    template = pathlib.Path(__file__).with_name('report.html').read_text(encoding='utf-8')
-    articles = [article(i, result, model_dir.encoder) for i, result in enumerate(results, 1)]
-    return string.Template(template).substitute(model=html.escape(model_dir.name),
-                                                documents=''.join(articles))
+def print_nothing(name, result):
+    """Show nothing of a document: its line goes to a file."""
 
 
-def article(number, result, encoder):
-    """Return the part of the page for one document: its figures, a bar of its ranks, its text."""
-    start = f'<article>\n<h2>Document {number}</h2>\n'
-    if not result['n_tokens']:
-        return f'{start}<p>This document is empty.</p>\n</article>\n'
-    perplexity = result['perplexity']
-    cells = [('tokens', f'{result["n_tokens"]:,}'),
-             ('perplexity', 'above 1e308' if perplexity is None else f'{perplexity:,.2f}'),
-             ('bits per byte', f'{result["bits_per_byte"]:.3f}'),
-             ('log probability', f'{result["total_logprob"]:,.1f}')]
-    figures = ''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in cells)
-    return (f'{start}<dl>{figures}</dl>\n<div class="bar">{bar(result["rank_shares"])}</div>\n'
-            f'<p class="text">{"".join(spans(result, encoder))}</p>\n</article>\n')
+def print_line(name, result):
+    """Print a document as a JSON line."""
+    print(json.dumps(result), flush=True)
 
 
-def bar(shares):
-    """Return the elements of a bar that shows the shares of the rank classes."""
-    return ''.join(f'<span class="r{i}" style="flex-grow:{share:.4f}" '
-                   f'title="rank {name}: {100 * share:.1f} %">'
-                   f'{f"{100 * share:.0f} %" if share >= 0.05 else ""}</span>'
-                   for i, (name, share) in enumerate(shares.items()) if share)
+def open_table(names):
+    """Print the head of a table of documents; return a function that prints the row of one."""
+    width = max(len('document'), *(min(len(name), LONGEST_NAME) for name in names))
 
+    def print_row(name, texts):
+        name = name if len(name) <= width else name[:width - 1] + '…'
+        cells = [f'{text:>{n}}' for text, n in zip(texts, WIDTHS)]
+        print(''.join([f'{name:{width}}', *cells]).rstrip(), flush=True)
 
-def spans(result, encoder):
-    """Yield an element for each token, or for tokens that form whole characters only together.
-
-    It has the colour of the largest rank in it, and shows ranks and probabilities under the mouse.
-    """
-    decoder = codecs.getincrementaldecoder('utf-8')('replace')
-    text, ranks, notes = '', [], []
-    tokens = list(zip(result['tokens'], result['ranks'], result['logprobs']))
-    for i, (token, rank, logprob) in enumerate(tokens, 1):
-        text += decoder.decode(encoder.decode_bytes([token]), final=i == len(tokens))
-        ranks.append(rank)
-        notes.append(f'rank {rank}, probability {math.exp(logprob):.3g}')
-        if text and not decoder.getstate()[0]:
-            color, title = np.searchsorted(RANK_LIMITS, max(ranks)), '&#10;'.join(notes)
-            yield f'<span class="r{color}" title="{title}">{html.escape(text)}</span>'
-            text, ranks, notes = '', [], []
+    print_row('document', COLUMNS)
+    return lambda name, result: print_row(name, figures(result))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from gpt2.evaluation.readers import read_documents
 from gpt2.evaluation.report import score_documents
 from gpt2.evaluation.tasks import STREAMS, TASKS, allowed_tokens, paper_figure
 from gpt2.model_dir import open_model_dir, weights_digest
+from gpt2.options import as_tuple
 
 TABLE = '{:12} {:38} {:>10} {:>8} {:>8} {:>9} {:>7} {:>9}'
 RESULT_KEYS = {'task', 'settings', 'examples', 'seconds', 'measures'}
@@ -23,16 +25,17 @@ def evaluate(model, options):
     # Whatever can be checked is checked before TensorFlow is imported.
     model_dir = open_model_dir(model.model_name, model.models_dir)
     check_stride(options.stride, model_dir.hparams.n_ctx)
-    check_outputs(options.file, options.output, options.html)
+    check_outputs(as_tuple(options.file), options.output, options.html)
     if options.task == 'score':
-        score_documents(model_dir, read_documents(options.file)[:options.limit], options)
+        documents = itertools.chain.from_iterable(map(read_documents, as_tuple(options.file)))
+        score_documents(model_dir, [*documents][:options.limit], options)
     else:
         evaluate_tasks(model_dir, options)
 
 
-def check_outputs(source, *outputs):
-    """Raise UserError if an output cannot be written, or would replace the source or another."""
-    paths = [os.path.realpath(path) for path in (source, *outputs) if path]
+def check_outputs(sources, *outputs):
+    """Raise UserError if an output cannot be written, or would replace a source or another."""
+    paths = [os.path.realpath(path) for path in (*set(sources), *outputs) if path]
     for path in filter(None, outputs):
         if paths.count(os.path.realpath(path)) > 1:
             raise UserError(f'{path} is named for two purposes; name another output')
@@ -46,15 +49,16 @@ def check_outputs(source, *outputs):
 
 def evaluate_tasks(model_dir, options):
     """Run tasks, print the table by rows, add the results to the output. Raises UserError."""
+    file = next(iter(as_tuple(options.file)), None)
     settings = dict(model=model_dir.name, weights=weights_digest(model_dir.path),
-                    limit=options.limit, stride=options.stride, raw=options.raw, file=options.file)
+                    limit=options.limit, stride=options.stride, raw=options.raw, file=file)
     names = list(TASKS) if options.task == 'all' else [options.task]
     results = {result['task']: result for result in read_results(options.output)
                if result['settings'] == settings}
     examples = {}
     for name in names:
         paths = [os.path.join(options.data_dir, file) for file in TASKS[name].files]
-        path = options.file or next(filter(os.path.exists, paths), None)
+        path = file or next(filter(os.path.exists, paths), None)
         if path and name not in results:
             examples[name] = TASKS[name].read(path, options.limit, options.raw)
     print(TABLE.format('task', 'measure', 'this run', '+-', 'paper', 'examples', 'stride', 'time'),
