@@ -13,12 +13,14 @@ def convert(source, output, to=None, base_model=None, models_dir='models'):
     python3 src/convert.py DOWNLOADED models/mine --to tensorflow
     python3 src/convert.py checkpoint/run1 models/mine --to tensorflow --base_model 124M
 
-    SOURCE is one of these folders:
+    SOURCE is one of these:
     - a model directory, as in models/;
     - a GPT-2 of transformers: config.json, model.safetensors (or its shards and their index) in
       float32, float16 or bfloat16, and vocab.json with merges.txt, or tokenizer.json;
     - a TensorFlow checkpoint of a fine-tuning program: `checkpoint` and model-1000.*, with or
       without hparams.json, encoder.json and vocab.bpe. The optimizer's variables are left out.
+      The weights are those that `checkpoint` names; name others by their prefix, as in
+      checkpoint/run1/model-1000.
 
     The weights keep their exact values; float16 and bfloat16 become float32. One thing differs: the
     tokenizer of transformers reads a literal <|endoftext|> as the token between documents, while

@@ -181,10 +181,9 @@ def test_the_examples_in_the_comments():
 @pure
 @pytest.mark.parametrize('module', conversion.FORMATS.values(), ids=conversion.FORMATS)
 def test_each_format_has_the_functions_of_a_format(module):
-    names = ['missing_files', 'open_source', 'write']
+    names = ['is_model', 'missing_files', 'open_source', 'write']
     assert all(f'    {name}(' in conversion.__doc__ for name in names)
     assert all(callable(getattr(module, name)) for name in names)
-    assert module.MARKER and '    MARKER ' in conversion.__doc__
 
 
 # ---- there and back ----------------------------------------------------------------------------
@@ -688,6 +687,36 @@ def test_a_fork_with_its_vocabulary(tf, saved, tiny, tmp_path, out):
     assert (out / WEIGHTS_FILE).read_bytes() == (tiny.path / WEIGHTS_FILE).read_bytes()
     convert.convert(str(source) + '/', tmp_path / 'hf', 'transformers')
     assert same(read_safetensors(tmp_path / 'hf' / 'model.safetensors')[0], renamed(tiny.weights))
+
+
+def test_the_prefix_of_a_checkpoint(tf, monkeypatch, tiny, tmp_path):
+    """Its weights are taken, whichever `checkpoint` names, and without that file."""
+    source, weights = tmp_path / 'run1', reference.random_weights(tiny.hparams, seed=6)
+    reference.write_checkpoint(source, tiny.hparams, weights, prefix='model-1000')
+    reference.write_checkpoint(source, tiny.hparams, tiny.weights, prefix='model-2000')
+
+    def read(path, *base):
+        read = conversion.open_source(path, *(base or [None, 'models'])).open_weights()
+        return {name: read(name) for name in weights}
+
+    assert same(read(f'{source}'), tiny.weights)
+    assert same(read(f'{source}/model-1000'), weights)
+    for name in ['checkpoint', 'hparams.json', *VOCABULARY]:
+        (source / name).unlink()
+    (source / 'model-2000').mkdir()  # not the folder of a model
+    monkeypatch.chdir(source)
+    assert same(read('model-1000', 'tiny', str(tiny.models_dir)), weights)
+
+
+def test_prefixes_that_are_refused(tiny, complaint, tmp_path):
+    source = tmp_path / 'run1'
+    copy_files(['model.ckpt.index', 'hparams.json', *VOCABULARY], tiny.path, source)
+    assert f'{source}/model.ckpt.data-00000-of-00001 is missing' in complaint(source / 'model.ckpt')
+    assert f'no {source}/model.index' in complaint(source / 'model')
+    copy_files(MODEL_DIR_FILES, tiny.path, tmp_path / 'run[2]')
+    assert 'rename' in complaint(tmp_path / 'run[2]' / 'model.ckpt')
+    (source / 'hparams.json').unlink()
+    assert '--base_model' in complaint(source / 'model.ckpt')
 
 
 def test_a_fork_without_its_vocabulary(tf, saved, call_convert, tiny, tmp_path, out):

@@ -1,11 +1,11 @@
 """Conversion of models between formats.
 
-A format is a module, listed in FORMATS, with these names:
+A format is a module, listed in FORMATS, with these functions:
 
-    MARKER                     the file that shows that a folder has a model in this format
-    missing_files(folder)      the missing files that another model, the base model, can provide
-    open_source(folder, base)  check a folder and return a Source; base: a ModelDir or None
-    write(source, folder)      write a Source into a new folder
+    is_model(path)           whether there is a model in this format
+    missing_files(path)      the missing files that another model, the base model, can provide
+    open_source(path, base)  check a model and return a Source; base: a ModelDir or None
+    write(source, folder)    write a Source into a new folder
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import os
 
 from gpt2 import files, model_dir
 from gpt2.errors import OptionError, UsageError, UserError
-from gpt2.formats import source, tensorflow, transformers
+from gpt2.formats import tensorflow, transformers
 from gpt2.options import PATH, Options, choice, is_unicode, option
 
 FORMATS = {'tensorflow': tensorflow, 'transformers': transformers}
@@ -23,7 +23,8 @@ FORMATS = {'tensorflow': tensorflow, 'transformers': transformers}
 class ConversionOptions(Options):
     """What to convert, and to what."""
 
-    source: str = option(dataclasses.MISSING, PATH, 'the folder of the model to convert')
+    source: str = option(dataclasses.MISSING, PATH, 'the model to convert: a folder, or the '
+                         'prefix of a checkpoint, such as run1/model-1000')
     output: str = option(dataclasses.MISSING, PATH, 'the folder to write; it must not exist yet')
     to: str = option(dataclasses.MISSING, choice(*FORMATS),
                      'transformers; or tensorflow, a model directory for the scripts here')
@@ -55,23 +56,24 @@ def convert(options):
         raise UserError(f'{output} cannot be written: {error}')
 
 
-def open_source(folder, base_model, models_dir):
-    """Return the Source in a folder, after all checks that need no TensorFlow. Raises UserError."""
-    found = [module for module in FORMATS.values() if not source.absent(folder, module.MARKER)]
+def open_source(path, base_model, models_dir):
+    """Return the Source at a path, after all checks that need no TensorFlow. Raises UserError."""
+    found = [module for module in FORMATS.values() if module.is_model(path)]
     if not found:
-        raise UserError(f'{folder} is not the folder of a model: it has neither `checkpoint`, as '
-                        'models of TensorFlow, nor config.json, as models of transformers')
-    missing = found[0].missing_files(folder)
+        raise UserError(f'{path} is not the folder of a model: it has neither `checkpoint`, as '
+                        'models of TensorFlow, nor config.json, as models of transformers; nor is '
+                        f'it the prefix of a checkpoint: there is no {path}.index')
+    missing = found[0].missing_files(path)
     if missing and not base_model:
-        raise UserError(f'{folder} lacks {", ".join(missing)}; name the model that it was '
+        raise UserError(f'{path} lacks {", ".join(missing)}; name the model that it was '
                         'fine-tuned from, for instance --base_model 124M')
     if base_model and not missing:
-        raise UsageError(f'{folder} has its own hyperparameters and vocabulary; leave out '
+        raise UsageError(f'{path} has its own hyperparameters and vocabulary; leave out '
                          '--base_model')
     base = model_dir.open_model_dir(base_model, models_dir, weights=False) if missing else None
-    model = found[0].open_source(folder, base)
+    model = found[0].open_source(path, base)
     tokens, n_vocab = len(model.encoder.encoder), model.hparams.n_vocab
     if tokens != n_vocab:
-        raise UserError(f'the vocabulary has {tokens} tokens, but the model in {folder} has '
+        raise UserError(f'the vocabulary has {tokens} tokens, but the model in {path} has '
                         f'{n_vocab}; they belong to different models')
     return model

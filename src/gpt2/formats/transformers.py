@@ -17,7 +17,7 @@ from gpt2.formats.source import Source, absent
 from gpt2.model_dir import check_sizes, one_line, read_json, weight_shapes
 from gpt2.options import is_unicode
 
-MARKER = 'config.json'
+CONFIG = 'config.json'
 
 # The names of a model's sizes: ours, and those in config.json.
 SIZES = {'n_vocab': 'vocab_size', 'n_ctx': 'n_positions', 'n_embd': 'n_embd', 'n_head': 'n_head',
@@ -31,6 +31,11 @@ ARCHITECTURE = {'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5,
                 'add_cross_attention': False, 'quantization_config': None}
 
 
+def is_model(path):
+    """Return whether a path is a folder with a model of transformers."""
+    return not absent(path, CONFIG)
+
+
 def missing_files(folder):
     """Return the files of the vocabulary that a folder lacks, in either of the two forms."""
     return absent(folder, 'tokenizer.json') and absent(folder, 'vocab.json', 'merges.txt')
@@ -40,7 +45,7 @@ def missing_files(folder):
 
 def open_source(folder, base):
     """Return the Source of a GPT-2 of transformers."""
-    config_path = os.path.join(folder, MARKER)
+    config_path = os.path.join(folder, CONFIG)
     config = read_json(config_path)
     hparams = parse_config(config_path, config)
     vocabulary = base.encoder if base else read_vocabulary(folder, hparams.n_vocab)
