@@ -97,8 +97,8 @@ def as_f32(weights):
 def write_transformers(path, arrays=None, **config):
     """Write a folder of transformers, without the code under test."""
     path.mkdir(parents=True)
-    edit_json(path / 'config.json', model_type='gpt2', vocab_size=257, n_positions=32, n_embd=16,
-              n_head=2, n_layer=2, **config)
+    sizes = {'vocab_size': 257, 'n_positions': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
+    edit_json(path / 'config.json', model_type='gpt2', **dict(sizes, **config))
     reference.write_vocabulary(str(path))
     for ours, theirs in VOCABULARY.items():
         (path / ours).rename(path / theirs)

@@ -1,11 +1,13 @@
 """Conversion of models between formats.
 
-A format is a module, listed in FORMATS, with these functions:
+A format of folders is a module, listed in FORMATS, with these functions:
 
     is_model(path)           whether there is a model in this format
     missing_files(path)      the missing files that another model, the base model, can provide
     open_source(path, base)  check a model and return a Source; base: a ModelDir or None
     write(source, folder)    write a Source into a new folder
+
+`gguf`, a file, is only written.
 """
 
 import dataclasses
@@ -13,10 +15,11 @@ import os
 
 from gpt2 import files, model_dir
 from gpt2.errors import OptionError, UsageError, UserError
-from gpt2.formats import tensorflow, transformers
+from gpt2.formats import gguf, tensorflow, transformers
 from gpt2.options import PATH, Options, choice, is_unicode, option
 
 FORMATS = {'tensorflow': tensorflow, 'transformers': transformers}
+TARGETS = (*FORMATS, 'gguf')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +28,28 @@ class ConversionOptions(Options):
 
     source: str = option(dataclasses.MISSING, PATH, 'the model to convert: a folder, or the '
                          'prefix of a checkpoint, such as run1/model-1000')
-    output: str = option(dataclasses.MISSING, PATH, 'the folder to write; it must not exist yet')
-    to: str = option(dataclasses.MISSING, choice(*FORMATS),
-                     'transformers; or tensorflow, a model directory for the scripts here')
+    output: str = option(dataclasses.MISSING, PATH, 'the folder to write, or the file for '
+                         'gguf, NAME.gguf; it must not exist yet')
+    to: str = option(dataclasses.MISSING, choice(*TARGETS),
+                     'transformers; tensorflow, a model directory for the scripts here; or gguf, a '
+                     'file for llama.cpp')
     base_model: str = option(None, PATH, 'the model that SOURCE was fine-tuned from, to take the '
                              'vocabulary and the hyperparameters from where SOURCE lacks them')
     models_dir: str = option('models', PATH, 'the folder that has the base model')
+    dtype: str = option(None, choice(*gguf.TYPES), 'the type of the matrices in a gguf file: '
+                        'float32, if it is left out; float16; or q8_0, integers of 8 bits')
 
     def __post_init__(self):
         if self.to is None:
-            raise OptionError('to', f'is missing; give one of {", ".join(FORMATS)}')
+            raise OptionError('to', f'is missing; give one of {", ".join(TARGETS)}')
         super().__post_init__()
         if not self.output or not is_unicode(os.fspath(self.output)):
             raise UsageError(f'OUTPUT must be the name of a folder, not {self.output!r}')
+        if self.to == 'gguf':
+            if os.path.splitext(os.path.basename(self.output))[1] != '.gguf':
+                raise UsageError(f'OUTPUT must be NAME.gguf, not {self.output!r}')
+        elif self.dtype is not None:
+            raise OptionError('dtype', f'is for --to gguf; leave it out for {self.to}')
 
 
 def convert(options):
@@ -50,8 +62,11 @@ def convert(options):
     model = open_source(os.fspath(options.source), options.base_model, options.models_dir)
     try:
         os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
-        with files.new_folder(output) as folder:
-            FORMATS[options.to].write(model, folder)
+        if options.to == 'gguf':
+            gguf.write(model, output, options.dtype or 'float32')
+        else:
+            with files.new_folder(output) as folder:
+                FORMATS[options.to].write(model, folder)
     except OSError as error:
         raise UserError(f'{output} cannot be written: {error}')
 
