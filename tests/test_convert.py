@@ -3,18 +3,22 @@
 What is written for transformers is read back by a reader in this file, by transformers itself where
 it is installed, and by convert.py.
 """
+import collections
 import contextlib
 import doctest
 import functools
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -93,8 +97,8 @@ def as_f32(weights):
 def write_transformers(path, arrays=None, **config):
     """Write a folder of transformers, without the code under test."""
     path.mkdir(parents=True)
-    edit_json(path / 'config.json', model_type='gpt2', vocab_size=257, n_positions=32, n_embd=16,
-              n_head=2, n_layer=2, **config)
+    sizes = {'vocab_size': 257, 'n_positions': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
+    edit_json(path / 'config.json', model_type='gpt2', **dict(sizes, **config))
     reference.write_vocabulary(str(path))
     for ours, theirs in VOCABULARY.items():
         (path / ours).rename(path / theirs)
@@ -181,10 +185,9 @@ def test_the_examples_in_the_comments():
 @pure
 @pytest.mark.parametrize('module', conversion.FORMATS.values(), ids=conversion.FORMATS)
 def test_each_format_has_the_functions_of_a_format(module):
-    names = ['missing_files', 'open_source', 'write']
+    names = ['is_model', 'missing_files', 'open_source', 'write']
     assert all(f'    {name}(' in conversion.__doc__ for name in names)
     assert all(callable(getattr(module, name)) for name in names)
-    assert module.MARKER and '    MARKER ' in conversion.__doc__
 
 
 # ---- there and back ----------------------------------------------------------------------------
@@ -638,10 +641,10 @@ def test_a_missing_shard(hf, complaint):
 
 
 @pure
-def test_weights_in_the_old_format_of_torch(hf, complaint):
-    (hf / 'model.safetensors').rename(hf / 'pytorch_model.bin')
+def test_a_folder_without_weights(hf, complaint):
+    (hf / 'model.safetensors').unlink()
     message = complaint(hf)
-    assert 'model.safetensors' in message and 'save_pretrained' in message
+    assert 'model.safetensors' in message and 'pytorch_model.bin' in message
 
 
 @pure
@@ -653,6 +656,234 @@ def test_the_command_refuses_them_in_one_line(refuse, hf, out, to):
         status, message = refuse(hf, out, '--to', to)
         assert status == 1 and str(hf / name) in message
         assert not out.exists()
+
+
+# ---- weights that torch.save wrote -------------------------------------------------------------
+
+TORCH = {'F32': 'FloatStorage', 'F16': 'HalfStorage', 'BF16': 'BFloat16Storage'}
+ORDERED_DICT = b'ccollections\nOrderedDict\n)R'
+
+
+def push(value):
+    """Return the instructions of a pickle that push a text, an integer or a tuple of those."""
+    if isinstance(value, tuple):
+        return b'(' + b''.join(map(push, value)) + b't'
+    if isinstance(value, str):
+        data = value.encode('utf-8', 'surrogatepass')
+        return b'X' + struct.pack('<I', len(data)) + data
+    data = value.to_bytes(value.bit_length() // 8 + 1, 'little', signed=True)
+    return b'\x8a' + bytes([len(data)]) + data
+
+
+def push_tensor(key='0', offset=0, shape=(16,), strides=(1,), storage='FloatStorage'):
+    """Return the instructions that make a tensor, as torch.save writes them."""
+    return (b'ctorch._utils\n_rebuild_tensor_v2\n((' + push('storage')
+            + f'ctorch\n{storage}\n'.encode('ascii') + push(key) + push('cpu') + push(0) + b'tQ'
+            + push(offset) + push(shape) + push(strides) + b'\x89' + ORDERED_DICT + b'tR')
+
+
+def torch_pickle(*items):
+    """Return a pickle of a dict with these items, each the instructions for key and value."""
+    return b'\x80\x02' + ORDERED_DICT + b'(' + b''.join(items) + b'u.'
+
+
+def write_archive(path, pickle, storages, root='pytorch_model/', **options):
+    with zipfile.ZipFile(str(path), 'w', **options) as archive:
+        archive.writestr(f'{root}data.pkl', pickle)
+        archive.writestr(f'{root}byteorder', 'little')
+        for key, data in storages.items():
+            archive.writestr(f'{root}data/{key}', data)
+
+
+def write_torch(path, arrays, in_one=False):
+    """Write {name: (type, array)} as torch.save does, with a storage each, or one for all."""
+    items, storages, end = [], {}, 0
+    for i, (name, (dtype, array)) in enumerate(arrays.items()):
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        items.append(push(name) + push_tensor('0' if in_one else str(i), end if in_one else 0,
+                                              array.shape, strides, TORCH.get(dtype, dtype)))
+        storages[str(i)] = array.tobytes()
+        end += array.size
+    if in_one:
+        storages = {'0': b''.join(storages.values())}
+    write_archive(path, torch_pickle(*items), storages)
+
+
+@pytest.fixture
+def hf_bin(hf):
+    """A folder of transformers, whose weights are still to be written to the path that this is."""
+    (hf / 'model.safetensors').unlink()
+    return hf / 'pytorch_model.bin'
+
+
+@pure
+@pytest.mark.parametrize('dtype', TORCH)
+@pytest.mark.parametrize('in_one', [False, True])
+def test_pytorch_model_bin(no_tensorflow, hf_bin, out, dtype, in_one):
+    arrays = as_f32(renamed(WEIGHTS))
+    if dtype == 'F16':
+        arrays = {name: (dtype, array.astype('<f2')) for name, (_, array) in arrays.items()}
+    elif dtype == 'BF16':
+        arrays = {name: (dtype, (array.view('<u4') >> 16).astype('<u2'))
+                  for name, (_, array) in arrays.items()}
+    arrays['lm_head.weight'] = arrays['transformer.wte.weight']
+    if not in_one:
+        arrays['transformer.h.0.attn.bias'] = ('BoolStorage', np.ones([1, 1, 32, 32], bool))
+        arrays['transformer.h.0.attn.masked_bias'] = ('F32', np.float32(-1e4).reshape([]))
+    write_torch(hf_bin, arrays, in_one)
+    expected = {name: array.astype('<f4') if dtype != 'BF16' else
+                (array.astype('<u4') << 16).view('<f4') for name, (_, array) in arrays.items()
+                if name != 'lm_head.weight' and '.attn.bias' not in name and 'masked' not in name}
+    assert same(reread(hf_bin.parent, out), expected)
+
+
+@pure
+def test_shards_of_pytorch_model_bin(no_tensorflow, hf_bin, out):
+    arrays, weight_map = as_f32(renamed(WEIGHTS, prefix='')), {}
+    for i in range(2):
+        file = f'pytorch_model-{i + 1:05}-of-00002.bin'
+        part = dict(list(arrays.items())[i::2])
+        write_torch(hf_bin.parent / file, part)
+        weight_map.update(dict.fromkeys(part, file))
+    edit_json(hf_bin.parent / 'pytorch_model.bin.index.json', metadata={}, weight_map=weight_map)
+    assert same(reread(hf_bin.parent, out), renamed(WEIGHTS))
+
+
+@pure
+def test_safetensors_are_preferred_to_pytorch_model_bin(no_tensorflow, hf, out):
+    (hf / 'pytorch_model.bin').write_bytes(b'not read')
+    assert same(reread(hf, out), renamed(WEIGHTS))
+
+
+@pure
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_what_torch_saves_can_be_read(no_tensorflow, hf_bin, out, dtype):
+    """Also weights that share a storage, or lie in a part of one."""
+    torch = pytest.importorskip('torch')
+    state = collections.OrderedDict(
+        (name, torch.from_numpy(array.copy()).to(getattr(torch, dtype)))
+        for name, array in renamed(WEIGHTS).items())
+    expected = {name: tensor.float().numpy() for name, tensor in state.items()}
+    state['lm_head.weight'] = state['transformer.wte.weight']
+    together = torch.stack([state[f'transformer.ln_f.{end}'] for end in ('bias', 'weight')])
+    state['transformer.ln_f.bias'], state['transformer.ln_f.weight'] = together
+    state['transformer.h.0.attn.bias'] = torch.ones(1, 1, 32, 32, dtype=torch.uint8).tril()
+    state._metadata = collections.OrderedDict({'': {'version': 1}})  # as of a module
+    torch.save(state, str(hf_bin))
+    assert same(reread(hf_bin.parent, out), expected)
+
+
+@pure
+def test_the_format_of_old_torch(hf_bin, complaint):
+    torch = pytest.importorskip('torch')
+    torch.save({'wte.weight': torch.ones(2)}, str(hf_bin), _use_new_zipfile_serialization=False)
+    message = complaint(hf_bin.parent)
+    assert str(hf_bin) in message and 'torch before 1.6' in message and 'save_pre' in message
+
+
+NESTED = b')' + b'\x85' * 200000  # a tuple in a tuple in a tuple; Python cannot hash it
+SHARED = b')' + b'q\x00h\x00\x86' * 99  # a pair of pairs of pairs, 2**99 of them
+CALL = b'(' + push('touch called') + b'tR'
+
+
+@pure
+@pytest.mark.parametrize('pickle, word', [
+    (b'', 'malformed'), (b'\x80\x02.', 'malformed'), (b'garbage', 'malformed'), (b'}', 'malformed'),
+    (b'\x80\x02cposix\nsystem\n' + CALL + b'.', 'posix.system'),
+    (b'\x80\x02cbuiltins\neval\n' + CALL + b'.', 'builtins.eval'),
+    (b'\x80\x02cpytorch\nos.system\n' + CALL + b'.', 'pytorch.os.system'),
+    (b'(' + push('touch called') + b'ios\nsystem\n.', 'INST'),
+    (b'(cos\nsystem\n' + CALL[1:-2] + b'o.', 'os.system'),
+    (b'\x80\x04\x8c\x02os\x8c\x06system\x93' + CALL + b'.', 'SHORT_BINUNICODE'),
+    (push('os') + push('system') + b'\x93' + CALL + b'.', 'STACK_GLOBAL'),
+    (b'\x82\x01.', 'EXT1'), (b'ccollections\nOrderedDict\n)\x81.', 'NEWOBJ'),
+    (b'ctorch\nload\n(X\x01\x00\x00\x00xtR.', 'torch.load'),
+    (b'ccollections\nOrderedDict\n(((KKtttR.', 'calls'), (push('os') + CALL + b'.', 'calls'),
+    (b'K\x01.', 'something else'), (b')R.', 'malformed'), (b'h\x07.', 'malformed'),
+    (push(1) + b'Q.', 'malformed'), (b'}K\x01K\x02s.', 'key'), (b'}N', 'malformed'),
+    (torch_pickle(push('a'), push(1)), 'a is not a tensor'),
+    (torch_pickle(push('a') + push('b')), 'a is not a tensor'),
+    (torch_pickle(NESTED, push(1)), 'key'), (torch_pickle(SHARED, push(1)), 'key'),
+    (torch_pickle(push('a'), SHARED), 'a is not'), (SHARED + b')R.', 'calls'),
+    (b'(' + push('storage') + push('x') + SHARED + push('cpu') + push(0) + b'tQ.', 'malformed'),
+    (b')r\xff\xff\xff\x7f0.', 'POP'), (b'\x8e' + b'\xff' * 7 + b'\x7f', 'malformed'),
+    (b'X\xff\xff\xff\x7fabc', 'malformed'), (b'X\x01\x00\x00\x00\xff.', 'malformed'),
+    (b'I' + b'9' * 3000 + b'\n.', 'INT'), (b'N' * 500001, 'malformed'),
+], ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else value)
+def test_hostile_pickles(monkeypatch, hf_bin, complaint, pickle, word):
+    monkeypatch.chdir(hf_bin.parent)
+    before = file_names(hf_bin.parent)
+    write_archive(hf_bin, pickle, {'0': bytes(64)})
+    message = complaint(hf_bin.parent)
+    assert str(hf_bin) in message and word in message and len(message) < 400
+    assert file_names(hf_bin.parent) == sorted([*before, 'pytorch_model.bin'])
+
+
+@pure
+@pytest.mark.parametrize('values, word', [
+    ({'key': '1'}, 'data/1 is missing'), ({'key': '../data.pkl'}, 'data/../data.pkl is missing'),
+    ({'key': '/etc/passwd'}, 'data//etc/passwd is missing'), ({'key': '\ud800'}, 'is missing'),
+    ({'key': 0}, 'malformed'), ({'offset': 1}, 'beyond'), ({'offset': -1}, 'malformed'),
+    ({'shape': (17,)}, 'beyond'), ({'shape': (2**64,)}, 'beyond'), ({'shape': (-16,)}, 'malformed'),
+    ({'shape': (2**2000,) * 300, 'strides': (1,) * 300}, 'beyond'),
+    ({'shape': ('16',)}, 'malformed'), ({'shape': 16}, 'malformed'),
+    ({'shape': (4, 4)}, 'malformed'), ({'shape': (4, 4), 'strides': (1, 4)}, 'contiguous'),
+    ({'strides': (0,)}, 'contiguous'), ({'strides': (-1,)}, 'malformed'),
+    ({'offset': 16, 'shape': (), 'strides': ()}, 'beyond'), ({'storage': 'Tensor'}, 'torch.Tensor'),
+    ({'storage': 'LongStorage', 'shape': (65,)}, 'beyond'),
+], ids=str)
+def test_tensors_that_are_not_where_they_should_be(hf_bin, complaint, values, word):
+    write_archive(hf_bin, torch_pickle(push('wte.weight'), push_tensor(**values)), {'0': bytes(64)})
+    message = complaint(hf_bin.parent)
+    assert str(hf_bin) in message and word in message
+
+
+@pure
+def test_archives_that_torch_did_not_write(hf_bin, complaint):
+    pickle, storages = torch_pickle(push('wte.weight') + push_tensor()), {'0': bytes(64)}
+
+    def check(word):
+        message = complaint(hf_bin.parent)
+        assert str(hf_bin) in message and word in message
+
+    for content in [b'', b'x' * 1000, b'PK\x03\x04' + bytes(100), b'{"format": "safetensors"}']:
+        hf_bin.write_bytes(content)
+        check('archive')
+    write_archive(hf_bin, pickle, storages, compression=zipfile.ZIP_DEFLATED)
+    check('archive')
+    write_archive(hf_bin, pickle, storages, root='')
+    check('data.pkl')
+    for root, word in [('other/', 'several'), ('pytorch_model/', 'archive')]:
+        write_archive(hf_bin, pickle, storages)
+        with zipfile.ZipFile(str(hf_bin), 'a') as archive, warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of a name that occurs twice
+            archive.writestr(f'{root}data.pkl', pickle)
+        check(word)
+    write_archive(hf_bin, pickle, storages)
+    hf_bin.write_bytes(hf_bin.read_bytes().replace(b'littleP', b'big___P'))
+    check('big-endian')
+
+
+@pure
+def test_damage_anywhere_in_pytorch_model_bin(no_tensorflow, hf_bin):
+    write_torch(hf_bin, as_f32(renamed(WEIGHTS)))
+    content, rng = hf_bin.read_bytes(), random.Random(0)
+    text_ends = content.index(b'data/0')
+    refused = 0
+    for i in range(100):
+        damaged, place = bytearray(content), rng.randrange([text_ends, len(content)][i % 2])
+        if i % 5:
+            damaged[place] ^= rng.randrange(1, 256)
+        else:
+            del damaged[place:]
+        hf_bin.write_bytes(bytes(damaged))
+        try:
+            read = conversion.open_source(str(hf_bin.parent), None, 'models').open_weights()
+            assert read('model/ln_f/b').shape == (16,)
+        except UserError as error:
+            assert '\n' not in str(error)
+            refused += 1
+    assert 50 < refused < 100
 
 
 # ---- from programs for fine-tuning -------------------------------------------------------------
@@ -688,6 +919,36 @@ def test_a_fork_with_its_vocabulary(tf, saved, tiny, tmp_path, out):
     assert (out / WEIGHTS_FILE).read_bytes() == (tiny.path / WEIGHTS_FILE).read_bytes()
     convert.convert(str(source) + '/', tmp_path / 'hf', 'transformers')
     assert same(read_safetensors(tmp_path / 'hf' / 'model.safetensors')[0], renamed(tiny.weights))
+
+
+def test_the_prefix_of_a_checkpoint(tf, monkeypatch, tiny, tmp_path):
+    """Its weights are taken, whichever `checkpoint` names, and without that file."""
+    source, weights = tmp_path / 'run1', reference.random_weights(tiny.hparams, seed=6)
+    reference.write_checkpoint(source, tiny.hparams, weights, prefix='model-1000')
+    reference.write_checkpoint(source, tiny.hparams, tiny.weights, prefix='model-2000')
+
+    def read(path, *base):
+        read = conversion.open_source(path, *(base or [None, 'models'])).open_weights()
+        return {name: read(name) for name in weights}
+
+    assert same(read(f'{source}'), tiny.weights)
+    assert same(read(f'{source}/model-1000'), weights)
+    for name in ['checkpoint', 'hparams.json', *VOCABULARY]:
+        (source / name).unlink()
+    (source / 'model-2000').mkdir()  # not the folder of a model
+    monkeypatch.chdir(source)
+    assert same(read('model-1000', 'tiny', str(tiny.models_dir)), weights)
+
+
+def test_prefixes_that_are_refused(tiny, complaint, tmp_path):
+    source = tmp_path / 'run1'
+    copy_files(['model.ckpt.index', 'hparams.json', *VOCABULARY], tiny.path, source)
+    assert f'{source}/model.ckpt.data-00000-of-00001 is missing' in complaint(source / 'model.ckpt')
+    assert f'no {source}/model.index' in complaint(source / 'model')
+    copy_files(MODEL_DIR_FILES, tiny.path, tmp_path / 'run[2]')
+    assert 'rename' in complaint(tmp_path / 'run[2]' / 'model.ckpt')
+    (source / 'hparams.json').unlink()
+    assert '--base_model' in complaint(source / 'model.ckpt')
 
 
 def test_a_fork_without_its_vocabulary(tf, saved, call_convert, tiny, tmp_path, out):

@@ -174,10 +174,15 @@ def weights_prefix(directory):
         prefix = os.path.join(directory, read_checkpoint_state(directory))
     except OSError as error:
         raise ModelError(one_line(error))
+    check_weights_exist(prefix)
+    return prefix
+
+
+def check_weights_exist(prefix):
+    """Raise ModelError unless the files of a checkpoint that have its weights exist."""
     for suffix in SUFFIXES[:2]:
         if not os.path.isfile(prefix + suffix):
             raise ModelError(f'{prefix}{suffix} is missing; download the model again')
-    return prefix
 
 
 def weights_digest(directory):

@@ -9,27 +9,50 @@ from tqdm import tqdm
 from gpt2 import checkpoint, files, model_dir, runtime
 from gpt2.formats.source import Source, absent
 
-MARKER = 'checkpoint'
 ALIGNMENT = 64  # bytes; TensorFlow copies an array unless it begins at a multiple of this
 
 
-def missing_files(folder):
-    """Return the files of a model directory that a folder lacks, apart from the weights."""
-    return absent(folder, 'hparams.json', *model_dir.VOCABULARY)
+def is_model(path):
+    """Return whether a path is a folder with a checkpoint, or the prefix of one."""
+    return is_prefix(path) or not absent(path, 'checkpoint')
 
 
-def open_source(folder, base):
+def is_prefix(path):
+    """Return whether a path is that of a checkpoint, without the suffixes of its files."""
+    return os.path.isfile(path + '.index') and not os.path.isdir(path)
+
+
+def model_folder(path):
+    """Return the folder of a model whose path is that folder, or a prefix in it."""
+    return os.path.dirname(path) if is_prefix(path) else path
+
+
+def missing_files(path):
+    """Return the files of a model directory that a model lacks, apart from the weights."""
+    return absent(model_folder(path), 'hparams.json', *model_dir.VOCABULARY)
+
+
+def open_source(path, base):
     """Return the Source of a model directory, or of a checkpoint and its base model."""
+    folder = model_folder(path)
     if base is None:
         parent, name = os.path.split(os.path.normpath(folder))
         base = model_dir.open_model_dir(name, parent, weights=False)
     hparams = base.hparams
     if not absent(folder, 'hparams.json'):
         hparams = model_dir.read_hparams(os.path.join(folder, 'hparams.json'))
-    model_dir.check_path(folder)
-    prefix = model_dir.weights_prefix(folder)
+    model_dir.check_path(path)
+    prefix = weights_prefix(path)
     model_dir.check_weights_size(prefix, hparams)
     return Source(hparams, base.encoder, lambda: checkpoint.open_weights(prefix, hparams))
+
+
+def weights_prefix(path):
+    """Return the prefix of a model's weights. Raises ModelError if a file of theirs is missing."""
+    if not is_prefix(path):
+        return model_dir.weights_prefix(path)
+    model_dir.check_weights_exist(path)
+    return path
 
 
 def write(source, folder):

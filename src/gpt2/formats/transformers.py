@@ -1,4 +1,4 @@
-"""Models of Hugging Face transformers: config.json, safetensors, and two forms of vocabulary."""
+"""Models of Hugging Face transformers: config.json, two forms of weights, two of vocabulary."""
 
 import functools
 import json
@@ -12,12 +12,15 @@ import encoder
 from encoder import END_OF_TEXT
 from gpt2 import checkpoint, files
 from gpt2.errors import ModelError, UserError
-from gpt2.formats import safetensors
+from gpt2.formats import pytorch, safetensors
 from gpt2.formats.source import Source, absent
 from gpt2.model_dir import check_sizes, one_line, read_json, weight_shapes
 from gpt2.options import is_unicode
 
-MARKER = 'config.json'
+CONFIG = 'config.json'
+# The files of weights, in the order of preference, each with the function that reads its header.
+WEIGHTS = {'model.safetensors': safetensors.read_header,
+           'pytorch_model.bin': pytorch.read_header}
 
 # The names of a model's sizes: ours, and those in config.json.
 SIZES = {'n_vocab': 'vocab_size', 'n_ctx': 'n_positions', 'n_embd': 'n_embd', 'n_head': 'n_head',
@@ -31,6 +34,11 @@ ARCHITECTURE = {'activation_function': 'gelu_new', 'layer_norm_epsilon': 1e-5,
                 'add_cross_attention': False, 'quantization_config': None}
 
 
+def is_model(path):
+    """Return whether a path is a folder with a model of transformers."""
+    return not absent(path, CONFIG)
+
+
 def missing_files(folder):
     """Return the files of the vocabulary that a folder lacks, in either of the two forms."""
     return absent(folder, 'tokenizer.json') and absent(folder, 'vocab.json', 'merges.txt')
@@ -40,7 +48,7 @@ def missing_files(folder):
 
 def open_source(folder, base):
     """Return the Source of a GPT-2 of transformers."""
-    config_path = os.path.join(folder, MARKER)
+    config_path = os.path.join(folder, CONFIG)
     config = read_json(config_path)
     hparams = parse_config(config_path, config)
     vocabulary = base.encoder if base else read_vocabulary(folder, hparams.n_vocab)
@@ -90,9 +98,10 @@ def read_headers(folder):
     Raises UserError if a file is missing or damaged.
     """
     tensors = {}
-    for path in weight_files(folder):
+    paths, read_header = weight_files(folder)
+    for path in paths:
         try:
-            header = safetensors.read_header(path)
+            header = read_header(path)
         except OSError as error:
             raise ModelError(one_line(error))
         for name, info in header.items():
@@ -104,13 +113,18 @@ def read_headers(folder):
 
 
 def weight_files(folder):
-    """Return the paths of the safetensors files of a folder, one or the shards."""
-    if not absent(folder, 'model.safetensors'):
-        return [os.path.join(folder, 'model.safetensors')]
-    index = os.path.join(folder, 'model.safetensors.index.json')
-    if not os.path.isfile(index):
-        raise UserError(f'{folder} has no model.safetensors; if it has pytorch_model.bin, load it '
-                        'with transformers and save it with save_pretrained')
+    """Return the paths of the weights of a folder, one or the shards, and what reads a header."""
+    for name, read_header in WEIGHTS.items():
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return [path], read_header
+        if os.path.isfile(path + '.index.json'):
+            return shard_paths(folder, path + '.index.json'), read_header
+    raise UserError(f'{folder} has no weights: neither {" nor ".join(WEIGHTS)}')
+
+
+def shard_paths(folder, index):
+    """Return the paths of the shards that an index, a JSON file in their folder, names."""
     shards = read_json(index).get('weight_map')
     if not isinstance(shards, dict) or not all(
             isinstance(name, str) and os.path.basename(name) == name and is_unicode(name)
