@@ -30,6 +30,7 @@ import tempfile
 import threading
 import time
 import traceback
+import zipfile
 from unittest import mock
 
 TESTS = pathlib.Path(__file__).resolve().parent
@@ -39,6 +40,7 @@ import numpy as np  # noqa: E402
 
 import helpers  # noqa: E402
 import reference  # noqa: E402
+import test_convert  # noqa: E402
 
 TINY = {'n_vocab': 257, 'n_ctx': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
 CASE_SECONDS = 60  # after which a case counts as endless
@@ -138,6 +140,8 @@ class Sandbox:
         reference.write_checkpoint('models/tiny', TINY, reference.random_weights(TINY, seed=0))
         commands = Commands()
         expect(commands.run('convert', 'models/tiny', 'hf', '--to', 'transformers'), 0)
+        test_convert.write_torch('hf/pytorch_model.bin', test_convert.as_f32(test_convert.renamed(
+            reference.random_weights(TINY, seed=0))))  # not read while there is the other
         for dtype in ('float32', 'int8') if commands.has_lite else ():
             expect(commands.run('unconditional', *commands.tiny, '--engine', 'lite', '--dtype',
                                 dtype, '--nsamples', 1, '--length', 2), 0)
@@ -417,9 +421,18 @@ class Conversions(Attack):
 
     def case(self, rng):
         folder = self.sandbox.fresh()
-        names = ['config.json', 'vocab.json', 'merges.txt', 'model.safetensors']
+        names = ['config.json', 'vocab.json', 'merges.txt', 'model.safetensors',
+                 'pytorch_model.bin']
         path = folder / 'hf' / rng.choice(names)
-        if path.name == 'model.safetensors' and rng.random() < 0.7:  # its header alone
+        if path.name == 'pytorch_model.bin':
+            (folder / 'hf' / 'model.safetensors').unlink()
+        if path.name == 'pytorch_model.bin' and rng.random() < 0.7:  # its pickle alone
+            with zipfile.ZipFile(str(path)) as archive:
+                storages = {name: archive.read(name) for name in archive.namelist()}
+            with zipfile.ZipFile(str(path), 'w') as archive:
+                for name, data in storages.items():
+                    archive.writestr(name, mutate(rng, data) if name.endswith('.pkl') else data)
+        elif path.name == 'model.safetensors' and rng.random() < 0.7:  # its header alone
             data = path.read_bytes()
             end = 8 + int.from_bytes(data[:8], 'little')
             header = mutate(rng, data[8:end])
@@ -427,8 +440,10 @@ class Conversions(Attack):
             path.write_bytes(length.to_bytes(8, 'little') + header + data[end:])
         else:
             mutate_file(rng, path)
-        to = 'transformers' if rng.random() < 0.9 else 'tensorflow'  # the latter takes longer
-        self.run('convert', 'hf', 'new', '--to', to)
+        args = rng.choice([['new', '--to', 'transformers'], ['new.gguf', '--to', 'gguf']])
+        if rng.random() < 0.1:
+            args = ['new', '--to', 'tensorflow']  # which takes longer
+        self.run('convert', 'hf', *args)
 
 
 class Evaluations(Attack):
