@@ -39,9 +39,9 @@ class TrainingOptions(Options):
     n_head: Optional[int] = size_option('attention heads of a block')
     n_embd: Optional[int] = size_option('width of the model, a multiple of n_head')
     n_ctx: Optional[int] = size_option('tokens in the window of the model')
-    steps: int = option(1000, whole(1), 'number of updates of the weights; with --resume, more '
-                        'than a finished run had extend it, on the learning rates of a run of so '
-                        'many: with cosine, the rate rises again')
+    steps: int = option(1000, whole(1), 'number of updates of the weights; with --resume, a '
+                        'finished run goes on to more, on the learning rates of a run of so many: '
+                        'with cosine, the rate rises again')
     batch_size: int = option(4, whole(1), 'sequences per batch')
     accumulation: int = option(1, whole(1), 'batches per step, whose mean gradient is used',
                                alias='gradient_accumulation_steps')

@@ -51,7 +51,8 @@ def train(model, options, compute, run):
 def describe(data, options):
     """Return a line about the TrainingData of a run."""
     steps = len(data.training) / (options.batch_size * options.accumulation * options.seq_len)
-    return (f'{data.n_documents:,} documents, {len(data.training):,} tokens to train on and '
+    plural = '' if data.n_documents == 1 else 's'
+    return (f'{data.n_documents:,} document{plural}, {len(data.training):,} tokens to train on and '
             f'{len(data.validation):,} for validation; an epoch takes {steps:,.1f} steps')
 
 

@@ -42,9 +42,8 @@ def learn(options):
         raise UserError(f'{path} cannot be written: {error.strerror}')
     n_tokens = len(vocabulary.tokens) + 1
     no_more = '' if n_tokens == options.size else ', as no other pair occurs twice'
-    print(f'{path} has {n_tokens:,} tokens{no_more}; train a model on it with: python3 '
-          f'src/train.py DATA --scratch --model_name {options.output} --output NAME',
-          file=sys.stderr)
+    print(f'{path} has {n_tokens:,} tokens{no_more}; to train a model with it, give train.py '
+          f'--scratch --model_name {options.output}', file=sys.stderr)
 
 
 def count_words(paths, held_out):
@@ -99,9 +98,8 @@ class Pairs:
     """The pairs of neighbouring tokens in words.
 
     `words` are lists of ids, and `counts_of_words` says how often each occurs. `counts` says how
-    often each pair does, and `places` has the words where it once was, maybe more. Of each pair
-    that occurs twice, `heap` has at least the count it once had, with a minus, and counts only fall
-    but when `merge` adds them anew.
+    often each pair occurs, and `places` in which words it does, or did before a merge. `heap` has
+    each pair with a count, negative, that is at least its present one.
     """
 
     def __init__(self, words):
