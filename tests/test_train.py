@@ -357,21 +357,21 @@ def test_tensorboard_reads_the_losses(tf, unbroken):
 def test_tensorboard_shows_the_samples(tf, unbroken):
     """In Markdown, where lines that are indented by four spaces stay as they are."""
     events, = (unbroken.path / 'training').glob('events.*')
-    texts = [(event.step, tf.make_ndarray(value.tensor).item().decode('utf-8'))
-             for event in tf.train.summary_iterator(str(events)) for value in event.summary.value
-             if value.metadata.plugin_data.plugin_name == 'text' and value.tag == 'sample']
-    assert texts == [(step, '\n'.join('    ' * bool(line.strip()) + line
-                                      for line in text.split('\n')))
+    found = [(event.step, value) for event in tf.train.summary_iterator(str(events))
+             for value in event.summary.value if value.tag == 'sample']
+    assert found[0][1].metadata.plugin_data.plugin_name == 'text'  # of all, said once
+    texts = [(step, tf.make_ndarray(value.tensor).item().decode('utf-8')) for step, value in found]
+    assert texts == [(step, '\n'.join('    ' + line for line in text.split('\n')))
                      for step, text in read_samples(unbroken.path)]
 
 
 def test_where_training_starts_and_ends_is_said_on_stderr(call, tiny, models, tmp_path):
     """The command that is printed opens the model."""
     text = write(tmp_path / 'text', 'Sixteen letters.' + END + 'held')
-    flags = [text, '--output', 'my model', '--output_dir', tmp_path / 'new models', '--model_name',
-             'tiny', '--models_dir', models, '--batch_size', 2, '--seq_len', 4, '--sample_length',
-             0, '--held_out', 0.2]
-    status, stdout, stderr = call(train.train, train.OPTIONS, *flags, '--steps', 1)
+    status, stdout, stderr = call(
+        train.train, train.OPTIONS, text, '--output', 'my model', '--output_dir',
+        tmp_path / 'new models', '--model_name', 'tiny', '--models_dir', models, '--batch_size', 2,
+        '--seq_len', 4, '--sample_length', 0, '--held_out', 0.2, '--steps', 1)
     assert status == 0 and len(read_lines(stdout)) == 1
     first, second, last = stderr.splitlines()
     assert first == ('2 documents, 17 tokens to train on and 5 for validation; an epoch takes 2.1 '
@@ -388,12 +388,6 @@ def test_where_training_starts_and_ends_is_said_on_stderr(call, tiny, models, tm
     assert words[:2] == ['python3', 'src/generate_unconditional_samples.py']
     given = dict(word[2:].split('=') for word in words if '=' in word)
     assert model_dir.open_model_dir(**given).path == path
-
-    status, stdout, stderr = call(train.train, train.OPTIONS, *flags, '--steps', 1, '--resume')
-    assert (status, stdout) == (0, '')  # nothing is left to do
-    first_again, second, last_again = stderr.splitlines()
-    assert (first_again, last_again) == (first, last)
-    assert second.startswith('resuming after step 1 of 1; the lowest validation loss is ')
 
 
 def test_validation_on_a_text_of_its_own(loop, tiny, models, book, tmp_path, saved, capsys):
@@ -416,25 +410,20 @@ def test_validation_on_a_text_of_its_own(loop, tiny, models, book, tmp_path, sav
         train_here(models, book, 'other', held_out=0.1, **flags)
 
 
-def test_the_sizes_of_a_new_model_by_flags(loop, tiny, models, book, saved):
-    sizes = {'n_layer': 1, 'n_head': 3, 'n_embd': 12, 'n_ctx': 9}
-    train_here(models, book, scratch=True, steps=1, **sizes)
-    mine = model_dir.open_model_dir('mine', str(models))
-    assert vars(mine.hparams) == dict(tiny.hparams, **sizes)
-    assert {name: list(weight.shape) for name, weight in saved(models / 'mine').items()
-            } == reference.shapes(vars(mine.hparams))
-
-
-def test_from_a_text_to_a_vocabulary_to_a_model(loop, models, book, capsys):
+def test_from_a_text_to_a_vocabulary_to_a_model(loop, models, book, saved, capsys):
+    """Of sizes that flags give."""
     vocabulary.learn(VocabularyOptions(data=str(book), output='words', size=270,
                                        models_dir=str(models)))
     run.train(model_dir.ModelOptions('words', str(models)),
-              TrainingOptions(scratch=True, n_layer=1, n_head=2, n_embd=8, n_ctx=16, steps=1),
+              TrainingOptions(scratch=True, n_layer=1, n_head=3, n_embd=12, n_ctx=9, steps=1),
               ComputeOptions(), RunOptions(data=str(book), output='mine', sample_length=0))
     mine = model_dir.open_model_dir('mine', str(models))
-    assert mine.hparams.n_vocab == 270
+    assert vars(mine.hparams) == {'n_vocab': 270, 'n_layer': 1, 'n_head': 3, 'n_embd': 12,
+                                  'n_ctx': 9}
+    assert {name: list(weight.shape) for name, weight in saved(models / 'mine').items()
+            } == reference.shapes(vars(mine.hparams))
     assert mine.encoder.decode(mine.encoder.encode(BOOK)) == BOOK
-    assert len(mine.encoder.encode(BOOK)) < len(BOOK.encode('utf-8')) / 2
+    assert len(mine.encoder.encode(BOOK)) < 0.7 * len(BOOK.encode('utf-8'))
     assert len(read_lines(capsys.readouterr().out)) == 1
 
 
@@ -558,11 +547,15 @@ def test_twenty_steps_have_the_losses_of_torch(tf, loop, tiny, models, shape, ra
 
 
 def test_twenty_steps_of_adafactor_have_the_losses_of_torch(tf, loop, tiny, start):
+    """Less exactly: torch's in float32 and in float64 differ by 1.6e-4, too.
+
+    Gradients that are zero but for rounding, as those of a key's bias, make steps of full size.
+    """
     options = dict(steps=20, learning_rate=0.01, weight_decay=0.1, optimizer='adafactor')
     batches = random_batches(tiny, 20)
     losses = our_losses(tf, loop, start, batches, **options)
     assert losses == pytest.approx(torch_losses(
-        loop, tiny.path, batches, TrainingOptions(**options).fit_model(start.hparams)), rel=1e-4)
+        loop, tiny.path, batches, TrainingOptions(**options).fit_model(start.hparams)), rel=5e-4)
     assert losses[-1] < losses[0] - 0.5
 
 
@@ -923,6 +916,7 @@ def test_a_finished_run_goes_on_to_more_steps(tf, loop, models, book, copied, un
             train_here(models, book, resume=True, steps=steps)
 
 
+@only_long
 def test_with_a_constant_rate_more_steps_are_those_of_a_longer_run(loop, models, book):
     flags = dict(schedule='constant', warmup=0)
     train_here(models, book, 'whole', **flags)
@@ -943,7 +937,7 @@ def test_an_unfinished_run_keeps_its_steps(models, book, copied):
         train_here(models, book, resume=True, steps=3)
 
 
-def test_a_run_recorded_before_there_was_a_choice_is_resumed(models, book, copied):
+def test_a_run_recorded_before_there_was_a_choice_is_resumed(models, book, copied, capsys):
     path = copied / 'training' / 'progress.json'
     progress = json.loads(path.read_text())
     for name in ('optimizer', 'validation', 'n_layer', 'n_head', 'n_embd', 'n_ctx'):
@@ -952,6 +946,11 @@ def test_a_run_recorded_before_there_was_a_choice_is_resumed(models, book, copie
     with pytest.raises(UserError, match=r'now there is --optimizer adafactor \(it was adamw\)$'):
         train_here(models, book, resume=True, optimizer='adafactor')
     train_here(models, book, resume=True)
+    captured = capsys.readouterr()
+    assert captured.out == ''  # nothing was left to do
+    assert captured.err.splitlines()[1] == (
+        f'resuming after step 6 of 6; the lowest validation loss is {progress["best"]:.4f} nats '
+        'per token')
 
 
 def test_where_nothing_is_to_resume(refused_here, book):

@@ -4,7 +4,6 @@ import contextlib
 import math
 import signal
 import sys
-import textwrap
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -189,11 +188,12 @@ class Trainer:
     def log_text(self, **texts):
         """Write texts for TensorBoard, which takes them for Markdown: lines that are indented stay.
 
-        See its plugin "text", https://github.com/tensorflow/tensorboard
+        Its plugin "text" shows values that name it in their metadata.
         """
-        plugin = tf.SummaryMetadata.PluginData(plugin_name='text')
-        values = [tf.Summary.Value(tag=tag, metadata=tf.SummaryMetadata(plugin_data=plugin),
-                                   tensor=tf.make_tensor_proto(textwrap.indent(text, ' ' * 4)))
+        plugin, line_start = tf.SummaryMetadata.PluginData(plugin_name='text'), '\n' + ' ' * 4
+        values = [tf.Summary.Value(
+            tag=tag, metadata=tf.SummaryMetadata(plugin_data=plugin),
+            tensor=tf.make_tensor_proto(line_start[1:] + text.replace('\n', line_start)))
                   for tag, text in texts.items()]
         self.events.add_summary(tf.Summary(value=values), self.done)
 
