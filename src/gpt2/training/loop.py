@@ -36,7 +36,7 @@ def train(start, data, options, compute, sample_length, output, progress):
             graph = build_graph(start.hparams, options, compute, devices)
             trainer = Trainer(session, graph, start, options, sample_length, output)
             trainer.restore_or_initialize(progress)
-            trainer.introduce(data.validation)
+            trainer.introduce(data)
             return trainer.run(data)
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise UserError('the memory is too small; try --gradient_checkpointing, --optimizer '
@@ -83,13 +83,14 @@ class Trainer:
         # TensorBoard drops what it has of later steps, which are repeated.
         self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.done + 1)
 
-    def introduce(self, validation):
-        """Print on stderr where the training starts."""
+    def introduce(self, data):
+        """Print on stderr what is trained on, and where the training starts."""
+        print(describe(data, self.options), file=sys.stderr)
         if self.done:
             print(f'resuming after step {self.done} of {self.options.steps}; the lowest validation '
                   f'loss is {self.best:.4f} nats per token', file=sys.stderr)
             return
-        nats = evaluate(self.session, self.graph, validation, self.options)
+        nats = evaluate(self.session, self.graph, data.validation, self.options)
         if not (math.isfinite(nats) or self.options.scratch):
             raise checkpoint.non_finite_error(self.start)
         print(f'before the first step: validation loss {nats:.4f} nats per token, perplexity '
@@ -205,6 +206,14 @@ def initialize(session, start, scratch):
         [variable for variable in tf.global_variables() if variable.name not in restored]))
     if not scratch:
         checkpoint.restore(session, start.path)
+
+
+def describe(data, options):
+    """Return a line about the TrainingData of a run."""
+    steps = len(data.training) / (options.batch_size * options.accumulation * options.seq_len)
+    plural = '' if data.n_documents == 1 else 's'
+    return (f'{data.n_documents:,} document{plural}, {len(data.training):,} tokens to train on and '
+            f'{len(data.validation):,} for validation; an epoch takes {steps:,.1f} steps')
 
 
 def run_step(session, graph, batches, rate):

@@ -40,20 +40,11 @@ def train(model, options, compute, run):
         output.trim(progress.step)
         runtime.import_tensorflow()  # only now that all else is checked
         from gpt2.training import loop
-        print(describe(data, options), file=sys.stderr)
         interrupted = loop.train(start, data, options, compute, run.sample_length, output, progress)
         print(f'the model is {path}; sample from it with: {sampling_command(folder, run.output)}',
               file=sys.stderr)
         if interrupted:
             raise KeyboardInterrupt
-
-
-def describe(data, options):
-    """Return a line about the TrainingData of a run."""
-    steps = len(data.training) / (options.batch_size * options.accumulation * options.seq_len)
-    plural = '' if data.n_documents == 1 else 's'
-    return (f'{data.n_documents:,} document{plural}, {len(data.training):,} tokens to train on and '
-            f'{len(data.validation):,} for validation; an epoch takes {steps:,.1f} steps')
 
 
 def sampling_command(folder, name):
