@@ -218,6 +218,7 @@ class Commands:
         import generate_conditional_samples as conditional
         import generate_unconditional_samples as unconditional
         import interactive_conditional_samples as interactive
+        import learn_vocabulary
         import train
         from gpt2 import runtime
         self.has_lite = not runtime.is_tensorflow_1()
@@ -227,6 +228,7 @@ class Commands:
             'interactive': (interactive.interact_model, interactive.OPTIONS),
             'evaluate': (evaluate.evaluate, evaluate.OPTIONS),
             'train': (train.train, train.OPTIONS),
+            'learn': (learn_vocabulary.learn_vocabulary, learn_vocabulary.OPTIONS),
             'convert': (convert.convert, convert.OPTIONS)}
 
     def run(self, name, *argv, **options):
@@ -287,7 +289,8 @@ class Flags(Attack):
            'warmup', 'seq_len', 'devices', 'max_new_tokens', 'gradient_accumulation_steps'}
     SMALL = {'unconditional': ['--nsamples', 1, '--length', 3], 'interactive': ['--length', 3],
              'conditional': ['--length', 3, '--prompts', 'prompts.txt'], 'convert': [],
-             'evaluate': [], 'train': ['--steps', 1, '--sample_length', 0, '--output', 'new']}
+             'evaluate': [], 'train': ['--steps', 1, '--sample_length', 0, '--output', 'new'],
+             'learn': ['--output', 'new']}
 
     def case(self, rng):
         self.sandbox.fresh()
@@ -302,7 +305,7 @@ class Flags(Attack):
             argv += ['--engine', 'lite']
         if name == 'evaluate':
             argv[:0] = [rng.choice(['score', 'lambada', 'enwik8', 'all', 'nothing']), 'text.txt']
-        elif name == 'train':
+        elif name in ('train', 'learn'):
             argv[:0] = ['text.txt']
         elif name == 'convert':
             argv[:0] = [rng.choice(['models/tiny', 'hf']), 'new', '--to', 'transformers']

@@ -1,4 +1,5 @@
 """Weights of model directories: read whole or refused in one line, and written whole."""
+import json
 import os
 import shutil
 
@@ -227,7 +228,7 @@ class Writer:
     """A session with a model's weights, that can be changed and saved."""
 
     def __init__(self, tf, graph, source):
-        self.tf, self.graph, self.source = tf, graph, str(source)
+        self.tf, self.graph, self.source = tf, graph, source
         self.session = tf.Session(graph=graph)
         with graph.as_default():
             self.weights = checkpoint.model_weights()
@@ -245,7 +246,8 @@ class Writer:
 
 @pytest.fixture(scope='module')
 def writer(tf, tiny):
-    return Writer(tf, build(tf, tiny.hparams), tiny.path)
+    return Writer(tf, build(tf, tiny.hparams),
+                  model_dir.open_model_dir(tiny.name, str(tiny.models_dir)))
 
 
 def test_what_is_saved_is_an_official_directory(tf, writer, tiny, restored, tmp_path):
@@ -255,8 +257,9 @@ def test_what_is_saved_is_an_official_directory(tf, writer, tiny, restored, tmp_
     path = tmp_path / 'moved' / 'saved'
     assert sorted(entry.name for entry in path.iterdir()) == MODEL_DIR_FILES
     assert same(restored(path), weights)
-    for name in ['hparams.json', 'encoder.json', 'vocab.bpe']:
+    for name in ['encoder.json', 'vocab.bpe']:
         assert (path / name).read_bytes() == (tiny.path / name).read_bytes()
+    assert json.loads((path / 'hparams.json').read_text()) == tiny.hparams
     # And the way other people's programs read it.
     assert tf.train.latest_checkpoint(str(path)) == str(path / 'model.ckpt')
     shapes = tf.train.load_checkpoint(str(path / 'model.ckpt')).get_variable_to_shape_map()
@@ -277,7 +280,8 @@ def test_a_restored_model_is_saved_as_it_was(tf, graph_of, tiny, restored, tmp_p
     with graph_of(tiny.hparams).as_default(), tf.Session() as session:
         checkpoint.restore(session, str(tiny.path))
         saver = tf.train.Saver(checkpoint.model_weights())
-        checkpoint.save(session, saver, str(tmp_path / 'again'), str(tiny.path))
+        checkpoint.save(session, saver, str(tmp_path / 'again'),
+                        model_dir.open_model_dir(tiny.name, str(tiny.models_dir)))
     assert same(restored(tmp_path / 'again'), tiny.weights)
     for name in [WEIGHTS_FILE, *model_dir.VOCABULARY]:
         assert (tmp_path / 'again' / name).read_bytes() == (tiny.path / name).read_bytes()

@@ -18,7 +18,8 @@ from helpers import LONG, SRC, numbered, only_long
 UNCONDITIONAL = 'generate_unconditional_samples.py'
 CONDITIONAL = 'generate_conditional_samples.py'
 INTERACTIVE = 'interactive_conditional_samples.py'
-ALL = [UNCONDITIONAL, CONDITIONAL, INTERACTIVE, 'train.py', 'evaluate.py', 'convert.py']
+ALL = [UNCONDITIONAL, CONDITIONAL, INTERACTIVE, 'train.py', 'learn_vocabulary.py', 'evaluate.py',
+       'convert.py']
 
 
 # ---- samples -----------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def test_a_reader_may_leave_before_the_first_line(command):
 @pytest.mark.pure
 @pytest.mark.parametrize('script', ALL)
 def test_a_process_refuses_an_unknown_flag_before_tensorflow_is_imported(refused, script):
-    assert refused(script, '--unheard_of', 1) == (2, 'there is no flag --unheard_of; see --help')
+    assert refused(script, '--qqq', 1) == (2, 'there is no flag --qqq; see --help')
 
 
 @pytest.mark.pure

@@ -30,7 +30,6 @@ from helpers import DATA, LONG, SRC
 pytestmark = pytest.mark.pure
 
 MODELS = SRC.parent / 'models'
-LEARN_VOCABULARY = SRC.parent / 'tests' / 'learn_vocabulary.py'
 END_OF_TEXT = '<|endoftext|>'
 
 # The words of GPT-2, as tiktoken writes them.
@@ -768,74 +767,3 @@ def test_the_small_model_has_its_own_vocabulary(small):
     assert len(small.encode(text)) < len(text) / 2
     for sample in CORPUS.values():
         assert small.decode(small.encode(sample)) == sample
-
-
-# ---- learn_vocabulary.py -----------------------------------------------------------------------
-
-
-def learn(*args):
-    return subprocess.run([sys.executable, str(LEARN_VOCABULARY), *map(str, args)],
-                          capture_output=True, text=True)
-
-
-@pytest.fixture(scope='module')
-def learned(tmp_path_factory):
-    """A vocabulary learned from a made-up text whose last tenth is all `zq`."""
-    pytest.importorskip('tokenizers', reason='needs tokenizers')
-    directory = tmp_path_factory.mktemp('learned')
-    draw = random.Random(0)
-    words = ['the', "whale's", 'naïve', '漢字', '1851', 'sea', 'seas', END_OF_TEXT, '...\n']
-    text = ' '.join(draw.choice(words) for _ in range(9000))
-    text += ' zq' * (len(text.encode('utf-8')) // 27 + 9)
-    (directory / 'text.txt').write_bytes(text.encode('utf-8'))
-    result = learn(directory / 'text.txt', directory / 'model', '--size', 280)
-    assert result.returncode == 0, result.stderr
-    return directory, text
-
-
-def test_a_learned_vocabulary_is_in_the_official_format(learned):
-    directory, text = learned
-    with open(directory / 'model' / 'vocab.bpe', encoding='utf-8') as file:
-        lines = file.read().split('\n')
-    assert lines[0] == '#version: 0.2' and lines[-1] == ''
-    vocabulary = get_encoder('model', models_dir=directory)
-    assert list(vocabulary.encoder.values()) == list(range(280))
-    expected = SYMBOLS + [line.replace(' ', '') for line in lines[1:-1]] + [END_OF_TEXT]
-    assert list(vocabulary.encoder) == expected
-    assert vocabulary.decode(vocabulary.encode(text)) == text
-    assert len(vocabulary.encode(' the sea')) == 2
-    assert not any('zq' in token for token in vocabulary.encoder)
-    assert not any('endoftext' in token for token in expected[:-1])
-
-
-def test_a_learned_vocabulary_gives_the_tokens_of_tokenizers(learned):
-    directory, text = learned
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    files = [str(directory / 'model' / name) for name in ('encoder.json', 'vocab.bpe')]
-    peer = Tokenizer(models.BPE.from_file(*files))
-    peer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    vocabulary = get_encoder('model', models_dir=directory)
-    for sample in [text[:20000], *CORPUS.values()]:
-        assert vocabulary.encode(sample) == peer.encode(sample).ids
-
-
-def test_the_learned_part_ends_between_characters(learned, tmp_path):
-    path = tmp_path / 'text.txt'
-    path.write_bytes('漢漢漢漢'.encode())
-    for share, whole in ('0.49', 1), ('0.5', 2), ('0.74', 2), ('1', 4):
-        result = learn(path, tmp_path / 'model', '--size', 257, '--train_share', share)
-        assert result.returncode == 0, result.stderr
-        assert f'learned from {whole} characters' in result.stdout
-
-
-@pytest.mark.parametrize('args', [
-    ['absent.txt'], ['latin1.txt'], ['good.txt', '--size', '256'],
-    ['good.txt', '--train_share', '0'], ['good.txt', '--train_share', '1.1']], ids=' '.join)
-def test_learning_reports_a_mistake_in_one_line(tmp_path, args):
-    (tmp_path / 'latin1.txt').write_bytes(b'caf\xe9')
-    (tmp_path / 'good.txt').write_bytes(b'a text')
-    result = learn(tmp_path / args[0], tmp_path / 'model', *args[1:])
-    assert result.returncode == 1
-    assert result.stderr.count('\n') == 1
-    assert (args[1] if len(args) > 1 else args[0]) in result.stderr
-    assert not (tmp_path / 'model').exists()

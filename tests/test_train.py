@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -24,8 +25,13 @@ import reference
 import train
 from gpt2 import files, model_dir
 from gpt2.errors import OptionError, UserError
-from gpt2.training import data, resume, run
-from gpt2.training.options import ComputeOptions, RunOptions, TrainingOptions
+from gpt2.training import data, resume, run, vocabulary
+from gpt2.training.options import (
+    ComputeOptions,
+    RunOptions,
+    TrainingOptions,
+    VocabularyOptions,
+)
 from helpers import LONG, contents, only_long
 
 OFFICIAL_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
@@ -119,6 +125,13 @@ def read_metrics(path):
     return [json.loads(line) for line in (path / 'metrics.jsonl').open()]
 
 
+def read_samples(path):
+    """Return what samples.txt has: a list of (step, text)."""
+    _, *parts = re.split('={40} STEP ([0-9]+) ={40}\n',
+                         (path / 'samples.txt').read_bytes().decode('utf-8'))
+    return [(int(step), text[:-1]) for step, text in zip(parts[::2], parts[1::2])]
+
+
 def encoded(tiny, text):
     """Return the tokens of a text, with <|endoftext|> before each document."""
     tokens = []
@@ -179,7 +192,8 @@ def test_from_scratch_on_a_folder(command, loop, tiny, models, saved, tmp_path):
         'train.py', books, '--output', 'mine', '--model_name', 'tiny', '--models_dir', models,
         '--scratch', '--steps', 60, '--val_every', 25, '--batch_size', 4, '--seq_len', 16,
         '--learning_rate', 0.02, '--validation_split', 0.3, '--seed', 3, '--sample_length', 0).run()
-    assert (status, stderr) == (0, '')
+    assert status == 0
+    assert stderr.startswith('3 documents, ') and stderr.count('\n') == 3
     lines = read_lines(stdout)
     assert [step for step, *_ in lines] == [25, 50, 60]
     assert lines[0][1] < np.log(257)  # better than without any knowledge
@@ -199,8 +213,9 @@ def test_from_scratch_on_a_folder(command, loop, tiny, models, saved, tmp_path):
     assert [line['step'] for line in metrics] == [25, 50, 60]
     assert [line['held_out_loss'] for line in metrics] == pytest.approx(
         [nats for _, _, nats, _, _ in lines], abs=1e-4)
-    for name in ['hparams.json', 'encoder.json', 'vocab.bpe']:
+    for name in ['encoder.json', 'vocab.bpe']:
         assert (models / 'mine' / name).read_bytes() == (models / 'tiny' / name).read_bytes()
+    assert files.read_json(str(models / 'mine' / 'hparams.json')) == tiny.hparams
 
     mine = model_dir.open_model_dir('mine', str(models))
     decoder = loop.GraphDecoder.open(mine)
@@ -314,6 +329,8 @@ def test_a_sample_follows_each_validation(tf, tiny, unbroken):
         text, = tiny.samples([step], seed=3, length=12, weights=weights, top_k=40, gap=0)
         assert '=' * 40 + f' STEP {step} ' + '=' * 40 + '\n' + text + '\n' in unbroken.stdout
     assert unbroken.stdout.count(' STEP ') == 3
+    assert (unbroken.path / 'samples.txt').read_bytes().decode('utf-8') == LINE.sub(
+        '', unbroken.stdout)
 
 
 def test_the_last_states_are_kept(tf, unbroken):
@@ -337,14 +354,89 @@ def test_tensorboard_reads_the_losses(tf, unbroken):
     assert {step for name, step in scalars if name == 'learning_rate'} == set(range(1, 7))
 
 
+def test_tensorboard_shows_the_samples(tf, unbroken):
+    """In Markdown, where lines that are indented by four spaces stay as they are."""
+    events, = (unbroken.path / 'training').glob('events.*')
+    found = [(event.step, value) for event in tf.train.summary_iterator(str(events))
+             for value in event.summary.value if value.tag == 'sample']
+    assert found[0][1].metadata.plugin_data.plugin_name == 'text'  # of all, said once
+    texts = [(step, tf.make_ndarray(value.tensor).item().decode('utf-8')) for step, value in found]
+    assert texts == [(step, '\n'.join('    ' + line for line in text.split('\n')))
+                     for step, text in read_samples(unbroken.path)]
+
+
+def test_where_training_starts_and_ends_is_said_on_stderr(call, tiny, models, tmp_path):
+    """The command that is printed opens the model."""
+    text = write(tmp_path / 'text', 'Sixteen letters.' + END + 'held')
+    status, stdout, stderr = call(
+        train.train, train.OPTIONS, text, '--output', 'my model', '--output_dir',
+        tmp_path / 'new models', '--model_name', 'tiny', '--models_dir', models, '--batch_size', 2,
+        '--seq_len', 4, '--sample_length', 0, '--held_out', 0.2, '--steps', 1)
+    assert status == 0 and len(read_lines(stdout)) == 1
+    first, second, last = stderr.splitlines()
+    assert first == ('2 documents, 17 tokens to train on and 5 for validation; an epoch takes 2.1 '
+                     'steps')
+    nats, _ = expected_losses(tiny, tiny.weights, 'Sixteen letters.' + END + 'held', 0.2, 4)
+    found = re.fullmatch(r'before the first step: validation loss ([\d.]+) nats per token, '
+                         r'perplexity ([\d.]+)', second).groups()
+    assert float(found[0]) == pytest.approx(nats, abs=2e-4)
+    assert float(found[1]) == pytest.approx(np.exp(nats), rel=1e-3)
+    path, command = re.fullmatch('the model is (.*); sample from it with: (.*)', last).groups()
+    assert path == str(tmp_path / 'new models' / 'my model')
+    assert [entry.name for entry in models.iterdir()] == ['tiny']  # which may be read-only
+    words = shlex.split(command)
+    assert words[:2] == ['python3', 'src/generate_unconditional_samples.py']
+    given = dict(word[2:].split('=') for word in words if '=' in word)
+    assert model_dir.open_model_dir(**given).path == path
+
+
+def test_validation_on_a_text_of_its_own(loop, tiny, models, book, tmp_path, saved, capsys):
+    text = 'Another text.' + END + 'It is validated on.'
+    validation = write(tmp_path / 'validation.txt', text)
+    flags = dict(steps=1, val_every=1, validation=str(validation))
+    train_here(models, book, **flags)
+    captured = capsys.readouterr()
+    (_, _, nats, bits, _), = read_lines(captured.out)
+    assert captured.err.startswith('3 documents, ')
+    tokens = encoded(tiny, text)
+    total = sum(total_loss(saved(models / 'mine'), tiny.hparams, tokens[i:i + 9])
+                for i in range(0, len(tokens) - 1, 8))
+    assert nats == pytest.approx(total / (len(tokens) - 1), abs=2e-4)
+    assert bits == pytest.approx(total / (len(text) - len(END)) / np.log(2), abs=3e-4)
+    write(validation, text + '.')
+    with pytest.raises(UserError, match='another validation text$'):
+        train_here(models, book, resume=True, **flags)
+    with pytest.raises(OptionError, match='^held_out .*--validation$'):
+        train_here(models, book, 'other', held_out=0.1, **flags)
+
+
+def test_from_a_text_to_a_vocabulary_to_a_model(loop, models, book, saved, capsys):
+    """Of sizes that flags give."""
+    vocabulary.learn(VocabularyOptions(data=str(book), output='words', size=270,
+                                       models_dir=str(models)))
+    run.train(model_dir.ModelOptions('words', str(models)),
+              TrainingOptions(scratch=True, n_layer=1, n_head=3, n_embd=12, n_ctx=9, steps=1),
+              ComputeOptions(), RunOptions(data=str(book), output='mine', sample_length=0))
+    mine = model_dir.open_model_dir('mine', str(models))
+    assert vars(mine.hparams) == {'n_vocab': 270, 'n_layer': 1, 'n_head': 3, 'n_embd': 12,
+                                  'n_ctx': 9}
+    assert {name: list(weight.shape) for name, weight in saved(models / 'mine').items()
+            } == reference.shapes(vars(mine.hparams))
+    assert mine.encoder.decode(mine.encoder.encode(BOOK)) == BOOK
+    assert len(mine.encoder.encode(BOOK)) < 0.7 * len(BOOK.encode('utf-8'))
+    assert len(read_lines(capsys.readouterr().out)) == 1
+
+
 def test_recorded_settings_keep_their_names_and_values(unbroken):
     """Runs of earlier versions are resumed by them."""
     progress = files.read_json(str(unbroken.path / 'training' / 'progress.json'))
     assert progress == {
         'step': 6, 'best': min(line['held_out_loss'] for line in read_metrics(unbroken.path)),
         'settings': {
-            'model_name': 'tiny', 'scratch': False, 'steps': 6, 'batch_size': 4, 'accumulation': 2,
-            'seq_len': 8, 'learning_rate': 0.01, 'schedule': 'cosine', 'warmup': 0,
+            'model_name': 'tiny', 'scratch': False, 'n_layer': None, 'n_head': None,
+            'n_embd': None, 'n_ctx': None, 'steps': 6, 'batch_size': 4, 'accumulation': 2,
+            'seq_len': 8, 'optimizer': 'adamw', 'learning_rate': 0.01, 'schedule': 'cosine',
+            'warmup': 0, 'validation': None,
             'weight_decay': 0.01, 'clip_norm': 1.0, 'dropout': 0.1, 'train_only': 'all',
             'dtype': 'float32', 'held_out': 0.1, 'val_every': 2, 'seed': 3,
             'text': data.open_dataset(str(unbroken.text), model_dir.open_model_dir(
@@ -379,6 +471,22 @@ def random_batches(tiny, n):
     return [data.random_batch(tokens, options, i) for i in range(n)]
 
 
+def torch_optimizer(torch, parameters, options):
+    """Return torch's optimizer with a decay for matrices alone; its rates are relative to ours.
+
+    torch's Adafactor multiplies the rate by the size of the weights, but at least by epsilon_2; so
+    with a large epsilon_2 the rate does not depend on the weights. It also limits the rate by
+    1 / sqrt(t), and puts epsilon_1 elsewhere, which is too small to matter.
+    """
+    scale = 1000 if options.optimizer == 'adafactor' else 1
+    groups = [{'params': [p for p in parameters if p.dim() == 2],
+               'weight_decay': options.weight_decay * scale},
+              {'params': [p for p in parameters if p.dim() == 1], 'weight_decay': 0.0}]
+    if options.optimizer == 'adamw':
+        return torch.optim.AdamW(groups), scale
+    return torch.optim.Adafactor(groups, eps=(1e-18, scale)), scale
+
+
 def torch_losses(loop, folder, batches, options):
     """Return the losses of a torch loop over transformers' GPT-2 on these batches."""
     torch = pytest.importorskip('torch')
@@ -396,15 +504,13 @@ def torch_losses(loop, folder, batches, options):
         last = {'g': 'weight', 'w': 'weight', 'b': 'bias'}.get(last, last + '.weight')
         parameter = parameters['.'.join(['transformer', *scopes, last])]
         parameter.data = torch.from_numpy(value.copy()).reshape(parameter.shape)
-    matrices = [p for p in parameters.values() if p.dim() == 2]
-    vectors = [p for p in parameters.values() if p.dim() == 1]
-    adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': options.weight_decay},
-                               {'params': vectors, 'weight_decay': 0.0}])
+    optimizer, scale = torch_optimizer(torch, list(parameters.values()), options)
     losses, accumulation = [], options.accumulation
     for i in range(0, len(batches), accumulation):
-        for group in adamw.param_groups:
-            group['lr'] = options.learning_rate * loop.schedule(i // accumulation + 1, options)
-        adamw.zero_grad()
+        rate = options.learning_rate * loop.schedule(i // accumulation + 1, options)
+        for group in optimizer.param_groups:
+            group['lr'] = rate / scale
+        optimizer.zero_grad()
         parts = []
         for batch in batches[i:i + accumulation]:
             inputs = torch.from_numpy(batch.astype('int64'))
@@ -413,7 +519,7 @@ def torch_losses(loop, folder, batches, options):
             (loss / accumulation).backward()
             parts.append(loss.item())
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        adamw.step()
+        optimizer.step()
         losses.append(np.mean(parts))
     return losses
 
@@ -438,6 +544,65 @@ def test_twenty_steps_have_the_losses_of_torch(tf, loop, tiny, models, shape, ra
         loop, models / 'tiny', batches, TrainingOptions(**options).fit_model(start.hparams)),
         rel=1e-4)
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_twenty_steps_of_adafactor_have_the_losses_of_torch(tf, loop, tiny, start):
+    """Less exactly: torch's in float32 and in float64 differ by 1.6e-4, too.
+
+    Gradients that are zero but for rounding, as those of a key's bias, make steps of full size.
+    """
+    options = dict(steps=20, learning_rate=0.01, weight_decay=0.1, optimizer='adafactor')
+    batches = random_batches(tiny, 20)
+    losses = our_losses(tf, loop, start, batches, **options)
+    assert losses == pytest.approx(torch_losses(
+        loop, tiny.path, batches, TrainingOptions(**options).fit_model(start.hparams)), rel=5e-4)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def adafactor_in_float64(weight, gradients, rate, decay):
+    """Return a weight after steps of Adafactor (Shazeer and Stern 2018, algorithms 4 and 5)."""
+    weight, rows, columns, moments = np.array(weight, np.float64), 0, 0, 0
+    for t, gradient in enumerate(np.array(gradients, np.float64), start=1):
+        beta, square = 1 - t ** -0.8, gradient ** 2 + 1e-30
+        if weight.ndim == 1:
+            moments = beta * moments + (1 - beta) * square
+        else:  # R and C are sums of rows and of columns, and V = R C / sum(R)
+            rows = beta * rows + (1 - beta) * square.sum(-1)
+            columns = beta * columns + (1 - beta) * square.sum(-2)
+            moments = rows[..., :, None] * columns[..., None, :] / rows.sum()
+            weight = weight * (1 - rate * decay)
+        update = gradient / np.sqrt(moments)
+        weight = weight - rate * update / max(1, np.sqrt(np.mean(update ** 2)))
+    return weight
+
+
+def test_adafactor_in_float64(tf):
+    """Also where gradients grow and shrink a lot, or are zero."""
+    from gpt2.training import optimizer
+    shapes = {'model/h0/mlp/c_fc/w': [1, 4, 6], 'model/wte': [7, 3], 'model/h0/mlp/c_fc/b': [6]}
+    random = np.random.RandomState(0)
+    before = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    scales = 10.0 ** random.randint(-6, 4, size=5)
+    gradients = {name: random.normal(size=[5] + shape) * scales.reshape([5] + [1] * len(shape))
+                 for name, shape in shapes.items()}
+    gradients['model/wte'][:, 2] = 0
+    with tf.Graph().as_default(), tf.Session() as session:
+        weights = [tf.get_variable(name, shape, use_resource=True)
+                   for name, shape in shapes.items()]
+        feeds = [tf.placeholder(tf.float32, shape) for shape in shapes.values()]
+        step = optimizer.adafactor([tf.identity(feed) for feed in feeds], weights, 0.01, 0.1)
+        session.run(tf.global_variables_initializer())
+        for weight in weights:
+            weight.load(before[weight.op.name], session)
+        for i in range(5):
+            session.run(step, {feed: gradients[name][i] for feed, name in zip(feeds, shapes)})
+        after = {weight.op.name: session.run(weight) for weight in weights}
+        slots = {slot.op.name: slot.shape.num_elements() for slot in tf.global_variables()
+                 if slot.op.name.startswith('optimizer/model/')}
+    for name in shapes:
+        expected = adafactor_in_float64(before[name], gradients[name], rate=0.01, decay=0.1)
+        assert after[name] == pytest.approx(expected, abs=1e-6), name
+    assert sum(slots.values()) == 4 + 6 + 7 + 3 + 6
 
 
 @pytest.mark.parametrize('rate', [pytest.param(0, marks=only_long), 0.2])
@@ -649,7 +814,7 @@ def test_the_second_ctrl_c_is_answered_at_once(loop, models, book, monkeypatch):
     monkeypatch.setattr(loop, 'run_step', interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_here(models, book)
-    assert read_metrics(models / 'mine') == []
+    assert not (models / 'mine' / 'metrics.jsonl').exists()
 
 
 @pytest.mark.parametrize('function', ['initialize', 'run_step', 'evaluate'])
@@ -700,7 +865,7 @@ def test_a_model_that_is_locked_is_not_trained(models, book, copied):
         with pytest.raises(UserError, match='another process'):
             train_here(models, book, resume=True)
     with pytest.raises(UserError, match='other settings'):  # it is not locked any more
-        train_here(models, book, resume=True, steps=7)
+        train_here(models, book, resume=True, seed=7)
 
 
 def test_a_model_without_its_training_is_not_resumed(models, book, copied):
@@ -733,6 +898,66 @@ def test_other_settings_are_not_resumed(models, book, copied, tmp_path):
     train_here(models, book, resume=True, recompute=True)  # decides nothing that is learned
 
 
+def test_a_finished_run_goes_on_to_more_steps(tf, loop, models, book, copied, unbroken):
+    """On the learning rates of a run of so many steps."""
+    train_here(models, book, resume=True, steps=8, sample_length=12)
+    assert [line['step'] for line in read_metrics(copied)] == [2, 4, 6, 8]
+    samples = read_samples(copied)
+    assert samples[:3] == read_samples(unbroken.path) and [step for step, _ in samples[3:]] == [8]
+    rates = {event.step: value.simple_value
+             for path in (copied / 'training').glob('events.*')
+             for event in tf.train.summary_iterator(str(path)) for value in event.summary.value
+             if value.tag == 'learning_rate'}
+    options = TrainingOptions(steps=8, warmup=0, learning_rate=0.01)
+    assert [rates[step] for step in (7, 8)] == pytest.approx(
+        [0.01 * loop.schedule(step, options) for step in (7, 8)])
+    for steps in (5, 7):
+        with pytest.raises(UserError, match='has done 8 steps already; give at least --steps 8$'):
+            train_here(models, book, resume=True, steps=steps)
+
+
+@only_long
+def test_with_a_constant_rate_more_steps_are_those_of_a_longer_run(loop, models, book):
+    flags = dict(schedule='constant', warmup=0)
+    train_here(models, book, 'whole', **flags)
+    train_here(models, book, 'parts', steps=4, **flags)
+    train_here(models, book, 'parts', steps=6, resume=True, **flags)
+    for name in ('metrics.jsonl', 'training/step-6.data-00000-of-00001'):
+        assert (models / 'whole' / name).read_bytes() == (models / 'parts' / name).read_bytes()
+
+
+def test_an_unfinished_run_keeps_its_steps(models, book, copied):
+    """A --steps that was forgotten would change the learning rates."""
+    path = copied / 'training' / 'progress.json'
+    progress = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(progress, step=4)))
+    with pytest.raises(UserError, match=r'--steps 8 \(it was 6\)'):
+        train_here(models, book, resume=True, steps=8)
+    with pytest.raises(UserError, match='has done 4 steps already'):
+        train_here(models, book, resume=True, steps=3)
+
+
+def test_a_run_recorded_before_there_was_a_choice_is_resumed(models, book, copied, capsys):
+    path = copied / 'training' / 'progress.json'
+    progress = json.loads(path.read_text())
+    for name in ('optimizer', 'validation', 'n_layer', 'n_head', 'n_embd', 'n_ctx'):
+        del progress['settings'][name]
+    path.write_text(json.dumps(progress))
+    with pytest.raises(UserError, match=r'now there is --optimizer adafactor \(it was adamw\)$'):
+        train_here(models, book, resume=True, optimizer='adafactor')
+    train_here(models, book, resume=True)
+    captured = capsys.readouterr()
+    assert captured.out == ''  # nothing was left to do
+    assert captured.err.splitlines()[1] == (
+        f'resuming after step 6 of 6; the lowest validation loss is {progress["best"]:.4f} nats '
+        'per token')
+
+
+def test_where_nothing_is_to_resume(refused_here, book):
+    status, message = refused_here(book, '--output', 'mine', '--model_name', 'tiny', '--resume')
+    assert status == 1 and 'no training to resume' in message and '--output' in message
+
+
 @only_long
 def test_a_full_disk_is_reported_and_training_resumes(command, loop, models, book, small_disk,
                                                       unbroken):
@@ -743,9 +968,10 @@ def test_a_full_disk_is_reported_and_training_resumes(command, loop, models, boo
         'train.py', book, '--output', 'mine', '--model_name', 'tiny', '--models_dir', small,
         '--steps', 6, '--seq_len', 8, '--accumulation', 2, '--dropout', 0.1, '--val_every', 2,
         '--seed', 3, '--learning_rate', 0.01, '--sample_length', 0, '--keep_last', 9).run()
-    assert status == 1 and stderr.count('\n') == 1
-    assert str(small / 'mine') in stderr and '--resume' in stderr
-    assert 'No space left on device' in stderr
+    assert status == 1 and stderr.count('\n') == 3
+    error = stderr.splitlines()[-1]
+    assert str(small / 'mine') in error and '--resume' in error
+    assert 'No space left on device' in error
     shutil.copytree(str(small / 'mine'), str(models / 'mine'))
     train_here(models, book, resume=True)
     assert equals_unbroken(unbroken, models / 'mine')
@@ -759,9 +985,9 @@ def test_a_killed_training_resumes_exactly(command, loop, models, book, capsys):
     train_here(models, book, 'whole', learning_rate=1e-4, seed=0, **flags)
     metrics = models / 'broken' / 'metrics.jsonl'
 
-    def resume_as_process():
+    def start_process(*resuming):
         return command('train.py', book, '--output', 'broken', '--model_name', 'tiny',
-                       '--models_dir', models, '--resume',
+                       '--models_dir', models, *resuming,
                        *[f'--{name}={value}' for name, value in flags.items()]).start()
 
     def n_validated():
@@ -769,7 +995,7 @@ def test_a_killed_training_resumes_exactly(command, loop, models, book, capsys):
 
     random = np.random.RandomState(7)
     for kill in range(n_kills):
-        process = resume_as_process()
+        process = start_process(*['--resume'] * (kill > 0))
         while n_validated() <= 3 * kill and process.poll() is None:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.3))
@@ -794,7 +1020,7 @@ def simulate_run(output, steps):
             prefix = output.training_path(f'step-{progress.step}')
             assert [open(prefix + suffix).read() for suffix in ('.index', '.data')
                     ] == [str(progress.step)] * 2
-        output.trim_metrics(progress.step)
+        output.trim(progress.step)
 
         def save(prefix):
             for suffix in ('.data', '.index'):
@@ -803,6 +1029,7 @@ def simulate_run(output, steps):
         for step in steps:
             if step > progress.step:
                 output.append_metrics({'step': step, 'loss': 1 / step})
+                output.append_sample(step, f'A\rsample\n of {step}.')
                 output.write_progress(resume.Progress(step, 1 / step), save)
 
 
@@ -820,7 +1047,7 @@ def crashes_at(n, output, at_each_line):
 
 @pytest.mark.parametrize('keep_last, kept', [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
 def test_states_of_the_last_validations_are_kept(tmp_path, keep_last, kept):
-    simulate_run(resume.Output(str(tmp_path), {'text': 'abc'}, keep_last), [2, 4, 6])
+    simulate_run(resume.Output(str(tmp_path), {'steps': 6, 'text': 'abc'}, keep_last), [2, 4, 6])
     assert set(contents(tmp_path / 'training')) == {'progress.json', 'checkpoint', 'lock'} | {
         f'step-{step}{suffix}' for step in kept for suffix in ('.data', '.index')}
 
@@ -830,7 +1057,7 @@ def test_a_crash_at_any_line_of_what_is_written_loses_nothing(tmp_path, at_each_
                                                               keep_last):
     """After it the run resumes and ends with the same files, also with other steps in between."""
     def output(name):
-        return resume.Output(str(tmp_path / str(name)), {'seed': 3, 'text': 'abc'}, keep_last)
+        return resume.Output(str(tmp_path / str(name)), {'steps': 4, 'text': 'abc'}, keep_last)
 
     monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # slow, and no power cut is tested
     simulate_run(output('whole'), [2, 4])
@@ -845,6 +1072,8 @@ def test_a_crash_at_any_line_of_what_is_written_loses_nothing(tmp_path, at_each_
         assert {name: found[name] for name in expected} == expected
         steps = [line['step'] for line in read_metrics(tmp_path / str(n))]
         assert [step for step in steps if step != 3] == [2, 4]
+        assert read_samples(tmp_path / str(n)) == [
+            (step, f'A\rsample\n of {step}.') for step in steps]
         shutil.rmtree(output(n).path)
         if not crashed:
             break
@@ -854,8 +1083,9 @@ def test_a_crash_at_any_line_of_what_is_written_loses_nothing(tmp_path, at_each_
 def test_half_a_line_of_metrics_is_dropped(tmp_path):
     output = resume.Output(str(tmp_path), {}, 1)
     write(tmp_path / 'metrics.jsonl', '{"step": 2}\n{"step": 4}\n{"st')
-    output.trim_metrics(4)
+    output.trim(4)
     assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 2}\n{"step": 4}\n'
+    assert not (tmp_path / 'samples.txt').exists()
 
 
 # ---- what is refused ---------------------------------------------------------------------------
@@ -900,6 +1130,13 @@ BAD_FLAGS = [
     ('--gradient_checkpointing=yes', '--recompute'),
     ('--lerning_rate 1', '--lerning_rate --learning_rate'),
     ('--steps', '--steps value'),
+    ('--optimizer adam', '--optimizer adamw adafactor'),
+    ('--n_layer 3', '--n_layer --scratch'),
+    ('--scratch --n_layer 0', '--n_layer 1'),
+    ('--scratch --n_embd 15', '--n_embd n_head 2 15'),
+    ('--scratch --n_head 3', '--n_embd n_head 3 16'),
+    ('--scratch --n_ctx 8 --seq_len 9', '--seq_len 8 9'),
+    ('--held_out 0.1 --validation text', '--held_out --validation'),
     ('--output=', '--output'),
     ('--output .', '--output'),
     ('--output ..', '--output'),

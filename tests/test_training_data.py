@@ -377,3 +377,42 @@ def test_byte_lengths_of_tokens(model_1m):
     text = 'To be, or not to be, 猫'
     assert lengths[model_1m.encoder.encode(text)].sum() == len(text.encode('utf-8'))
     assert lengths[model_1m.encoder.end_of_text] == 0
+
+
+def open_both(path, validation, model_dir):
+    return data.open_training_data(str(path), model_dir, 4, 0.5, str(validation))
+
+
+def test_a_validation_text_of_its_own(model_1m, tmp_path):
+    path = write(tmp_path / 'text.txt', 'To be, or not to be' + END + 'That' + END)
+    validation = write(tmp_path / 'validation.jsonl', '{"text": "is the"}\n{"text": "question"}\n')
+    found = open_both(path, validation, model_1m)
+    assert found.training.tolist() == encoded(model_1m, 'To be, or not to be', 'That', '')
+    assert found.validation.tolist() == encoded(model_1m, 'is the', 'question')
+    assert (found.validation_bytes, found.n_documents) == (14, 4)
+    again = open_both(path, write(tmp_path / 'validation.jsonl', '{"text": "is"}\n'), model_1m)
+    assert again.fingerprint == found.fingerprint
+    assert again.validation_fingerprint != found.validation_fingerprint
+
+
+def test_validation_needs_a_text_that_is_not_trained_on(model_1m, tmp_path):
+    folder = tmp_path / 'texts'
+    folder.mkdir()
+    write(folder / 'a.txt', 'To be, or not to be')
+    validation = write(folder / 'b.txt', 'That is the question')
+    (tmp_path / 'link').symlink_to(validation)
+    for path in (validation, tmp_path / 'link', folder / '*b.txt'):
+        with pytest.raises(UserError, match='is among the texts of'):
+            open_both(folder, path, model_1m)
+    open_both(folder / 'a.txt', validation, model_1m)
+    with pytest.raises(UserError, match='b.txt is too short to validate on'):
+        open_both(folder / 'a.txt', write(validation, END), model_1m)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2), max_size=30), st.integers(1, 9))
+def test_documents_that_are_not_empty_are_counted(tokens, block):
+    expected = sum(part != '' for part in ''.join(map(str, [0] + tokens)).split('0'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, 'BLOCK', block)
+        assert data.count_documents(np.array([0] + tokens, np.uint16), 0) == expected

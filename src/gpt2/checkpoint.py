@@ -114,16 +114,17 @@ def check_shapes(prefix, shapes, expected):
                              'layer; they belong to different models')
 
 
-def save(session, saver, directory, source):
+def save(session, saver, directory, start):
     """Write the session's model as a model directory, or into one that was written before.
 
-    `saver` is a tf.train.Saver of `model_weights()`; hparams.json and the vocabulary are copied
-    from the directory `source`. The new weights are written under a name of their own first, so
-    `checkpoint` names complete weights whenever this is interrupted.
+    `saver` is a tf.train.Saver of `model_weights()`; the sizes and the vocabulary are those of the
+    ModelDir `start`. The new weights are written under a name of their own first, so `checkpoint`
+    names complete weights whenever this is interrupted.
     """
     os.makedirs(directory, exist_ok=True)
-    for name in ('hparams.json',) + model_dir.VOCABULARY:
-        files.copy_file(os.path.join(source, name), os.path.join(directory, name))
+    files.write_json(os.path.join(directory, 'hparams.json'), vars(start.hparams))
+    for name in model_dir.VOCABULARY:
+        files.copy_file(os.path.join(start.path, name), os.path.join(directory, name))
     if os.path.exists(os.path.join(directory, 'checkpoint')):
         promote(directory)
     saver.save(session, os.path.join(directory, 'saving'), write_state=False)

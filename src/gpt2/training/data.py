@@ -34,24 +34,48 @@ BLOCK = 2 ** 24  # tokens that are counted at a time
 TOKENS_NAME = re.compile(r'tokens-[0-9a-f]{8}-[0-9a-f]{16}(\.[0-9a-f]+\.partial)?$')
 
 # `training` and `validation`: int [n], in a file. `validation_bytes`: of text, all but the first
-# token's. `fingerprint`: of the texts and the vocabulary.
+# token's. `n_documents`: in both. `fingerprint`: of the texts and the vocabulary.
+# `validation_fingerprint`: the same of validation texts of their own, else None.
 TrainingData = collections.namedtuple(
-    'TrainingData', 'training validation validation_bytes fingerprint')
+    'TrainingData', 'training validation validation_bytes n_documents fingerprint '
+    'validation_fingerprint')
 
 
-def open_training_data(path, model_dir, seq_len, held_out):
-    """Open texts, see `open_dataset`, and split them; return a TrainingData. Raises UserError."""
+def open_training_data(path, model_dir, seq_len, held_out, validation_path=None):
+    """Open texts, see `open_dataset`, and return a TrainingData. Raises UserError.
+
+    Their last `held_out` share is for validation, unless there are other texts for it.
+    """
     tokens, fingerprint = open_dataset(path, model_dir)
     lengths = byte_lengths(model_dir.encoder)
-    training, validation = split(tokens, lengths, held_out)
+    if validation_path is None:
+        (training, validation), validation_fingerprint = split(tokens, lengths, held_out), None
+    else:
+        check_apart(path, validation_path)
+        training = tokens
+        validation, validation_fingerprint = open_dataset(validation_path, model_dir)
     validation_bytes = count_bytes(validation[1:], lengths)
     if len(training) <= seq_len:
         raise UserError(f'{path} is too short: {len(training)} tokens to train on, for sequences '
                         f'of {seq_len}; give more text, or a smaller --seq_len')
     if not validation_bytes:
-        raise UserError(f'{path} is too short: nothing is left for validation; give more text, or '
+        raise UserError(f'{validation_path} is too short to validate on; give more text'
+                        if validation_path is not None else
+                        f'{path} is too short: nothing is left for validation; give more text, or '
                         'a larger --held_out')
-    return TrainingData(training, validation, validation_bytes, fingerprint)
+    n_documents = sum(count_documents(part, model_dir.encoder.end_of_text)
+                      for part in (training, validation))
+    return TrainingData(training, validation, validation_bytes, n_documents, fingerprint,
+                        validation_fingerprint)
+
+
+def check_apart(path, validation_path):
+    """Raise UserError if a validation text is among those to train on."""
+    to_train_on = set(map(os.path.realpath, find_files(path)))
+    for other in find_files(validation_path):
+        if os.path.realpath(other) in to_train_on:
+            raise UserError(f'{other} is among the texts of {path}; validation needs a text that '
+                            'is not trained on')
 
 
 def open_dataset(path, model_dir):
@@ -133,15 +157,20 @@ def digest(paths):
     total = hashlib.sha256()
     for path in paths:
         content = hashlib.sha256(os.path.splitext(path)[1].encode('utf-8', 'replace'))
-        try:
-            descriptor = files.open_regular(path, os.O_RDONLY, follow_links=True)
-            with open(descriptor, 'rb') as file:
-                files.add_to_hash(content, file)
-        except OSError as error:
-            raise UserError(f'{path}: {error.strerror}; give a text file, or a folder of .txt '
-                            'files')
+        with open_text(path) as file:
+            files.add_to_hash(content, file)
         total.update(content.digest())
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def open_text(path):
+    """Yield a text file, open in binary. Raises UserError if it cannot be read, or is none."""
+    try:
+        with open(files.open_regular(path, os.O_RDONLY, follow_links=True), 'rb') as file:
+            yield file
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}; give a text file, or a folder of .txt files')
 
 
 # Texts are read in pieces, which are encoded on their own as in their place: no word crosses a cut.
@@ -159,7 +188,7 @@ def read_text(path, progress):
     """Yield the pieces of a text file."""
     decoder = codecs.getincrementaldecoder('utf-8-sig')()
     text, data = END_OF_TEXT, True
-    with open(path, 'rb') as file:
+    with open_text(path) as file:
         while data:
             data = file.read(PIECE)
             try:
@@ -178,7 +207,7 @@ def read_text(path, progress):
 def read_documents(path, progress):
     """Yield the pieces of a .jsonl file."""
     documents, n_characters = [], 0
-    with open(path, 'rb') as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             progress(len(line))
             try:
@@ -277,6 +306,13 @@ def byte_lengths(encoder):
 def count_bytes(tokens, lengths):
     """Return how many bytes of text tokens stand for, block by block, as they may be many."""
     return sum(int(lengths[block].sum()) for block in blocks(tokens))
+
+
+def count_documents(tokens, end_of_text):
+    """Return how many documents tokens have that are not empty, block by block."""
+    starts = tokens[:-1], tokens[1:]
+    return sum(int(np.count_nonzero((this == end_of_text) & (after != end_of_text)))
+               for this, after in zip(*map(blocks, starts)))
 
 
 def split(tokens, lengths, held_out):

@@ -47,7 +47,8 @@ def build_graph(hparams, options, compute, devices=('',)):
                              for values in zip(*results)]
     add, gradients, reset = optimizer.accumulate(gradients, weights, options.accumulation)
     gradients = optimizer.clip(gradients, options.clip_norm)
-    update = optimizer.adamw(gradients, weights, learning_rate, options.weight_decay)
+    apply = {'adamw': optimizer.adamw, 'adafactor': optimizer.adafactor}[options.optimizer]
+    update = apply(gradients, weights, learning_rate, options.weight_decay)
     return TrainingGraph(tokens, learning_rate, dropout_seed, add, tf.group(update, *reset),
                          mean_loss, validation_loss)
 

@@ -23,8 +23,9 @@ from gpt2.training.graph import build_graph
 def train(start, data, options, compute, sample_length, output, progress):
     """Train the model of a ModelDir, `start`, by fitted TrainingOptions until all steps are done.
 
-    Raises UserError if the devices or the memory do not suffice, the loss diverges, the output
-    cannot be written, or it cannot be resumed.
+    Returns whether Ctrl-C ended it before; then the last step is complete and validated. Raises
+    UserError if the devices or the memory do not suffice, the loss diverges, the output cannot be
+    written, or it cannot be resumed.
     """
     devices = choose_devices(options, compute)
     config = tf.ConfigProto(allow_soft_placement=True, device_count={'CPU': len(devices)})
@@ -35,10 +36,11 @@ def train(start, data, options, compute, sample_length, output, progress):
             graph = build_graph(start.hparams, options, compute, devices)
             trainer = Trainer(session, graph, start, options, sample_length, output)
             trainer.restore_or_initialize(progress)
-            trainer.run(data)
+            trainer.introduce(data)
+            return trainer.run(data)
         except (MemoryError, tf.errors.ResourceExhaustedError):
-            raise UserError('the memory is too small; try --gradient_checkpointing, or a smaller '
-                            '--batch_size with a larger --accumulation')
+            raise UserError('the memory is too small; try --gradient_checkpointing, --optimizer '
+                            'adafactor, or a smaller --batch_size with a larger --accumulation')
 
 
 def least_memory(hparams, options):
@@ -81,8 +83,24 @@ class Trainer:
         # TensorBoard drops what it has of later steps, which are repeated.
         self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.done + 1)
 
+    def introduce(self, data):
+        """Print on stderr what is trained on, and where the training starts."""
+        print(describe(data, self.options), file=sys.stderr)
+        if self.done:
+            print(f'resuming after step {self.done} of {self.options.steps}; the lowest validation '
+                  f'loss is {self.best:.4f} nats per token', file=sys.stderr)
+            return
+        nats = evaluate(self.session, self.graph, data.validation, self.options)
+        if not (math.isfinite(nats) or self.options.scratch):
+            raise checkpoint.non_finite_error(self.start)
+        print(f'before the first step: validation loss {nats:.4f} nats per token, perplexity '
+              f'{np.exp(nats):.2f}', file=sys.stderr)
+
     def run(self, data):
-        """Do all steps that are left, with a progress bar on stderr if that is a terminal."""
+        """Do all steps that are left, with a progress bar on stderr if that is a terminal.
+
+        Returns whether Ctrl-C ended them before.
+        """
         options = self.options
         n_tokens = options.batch_size * options.accumulation * options.seq_len
         with defer_sigint() as interrupted, \
@@ -97,9 +115,10 @@ class Trainer:
                 if interrupted:
                     tqdm.write('validating once more; press Ctrl-C again to skip that', sys.stderr)
                     self.validate(data)
-                    raise KeyboardInterrupt
+                    return True
                 if self.done % options.val_every == 0 or self.done == options.steps:
                     self.validate(data)
+        return False
 
     def step(self, tokens):
         """Do one step. Return its mean loss and its learning rate."""
@@ -109,8 +128,6 @@ class Trainer:
         batches = [(random_batch(tokens, options, number), dropout_seed(options.seed, number))
                    for number in range(first, first + options.accumulation)]
         loss = run_step(self.session, self.graph, batches, rate)
-        if not (math.isfinite(loss) or self.done or options.scratch):  # nothing was learned so far
-            raise checkpoint.non_finite_error(self.start)
         check_finite(self.done + 1, loss)
         self.losses.append(loss)
         self.done += 1
@@ -125,14 +142,17 @@ class Trainer:
         self.best = nats if kept else self.best
         loss = float(np.mean(self.losses))
         self.losses = []
+        sample = self.sample() if self.decoder else None
         self.save({'step': self.done, 'training_loss': loss, 'held_out_loss': nats,
-                   'bits_per_byte': bits, 'kept': kept})
+                   'bits_per_byte': bits, 'kept': kept}, sample)
         self.log(held_out_loss=nats, bits_per_byte=bits)
+        if self.decoder:
+            self.log_text(sample=sample)
         self.events.flush()
         report(f'step {self.done}: training loss {loss:.4f}, validation loss {nats:.4f} nats per '
                f'token, {bits:.4f} bits per byte{", kept" if kept else ""}')
         if self.decoder:
-            report('=' * 40 + f' STEP {self.done} ' + '=' * 40 + '\n' + self.sample())
+            report(resume.sample_text(self.done, sample))
 
     def sample(self):
         """Return a text of the model as it is now, each token drawn from the 40 likeliest."""
@@ -144,12 +164,14 @@ class Trainer:
             SamplingOptions(top_k=min(40, hparams.n_vocab)), batch_size=1)
         return sequence.text
 
-    def save(self, metrics):
-        """Write the weights if they are the best, the metrics, and what --resume needs."""
+    def save(self, metrics, sample):
+        """Write the weights if they are the best, metrics, sample, and what --resume needs."""
         try:
             if metrics['kept']:
-                checkpoint.save(self.session, self.weights, self.output.path, self.start.path)
+                checkpoint.save(self.session, self.weights, self.output.path, self.start)
             self.output.append_metrics(metrics)
+            if sample is not None:
+                self.output.append_sample(self.done, sample)
             self.output.write_progress(
                 resume.Progress(self.done, self.best),
                 lambda prefix: self.state.save(self.session, prefix, write_state=False,
@@ -164,6 +186,18 @@ class Trainer:
         values = [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self.events.add_summary(tf.Summary(value=values), self.done)
 
+    def log_text(self, **texts):
+        """Write texts for TensorBoard, which takes them for Markdown: lines that are indented stay.
+
+        Its plugin "text" shows values that name it in their metadata.
+        """
+        plugin, line_start = tf.SummaryMetadata.PluginData(plugin_name='text'), '\n' + ' ' * 4
+        values = [tf.Summary.Value(
+            tag=tag, metadata=tf.SummaryMetadata(plugin_data=plugin),
+            tensor=tf.make_tensor_proto(line_start[1:] + text.replace('\n', line_start)))
+                  for tag, text in texts.items()]
+        self.events.add_summary(tf.Summary(value=values), self.done)
+
 
 def initialize(session, start, scratch):
     """Give the session the weights to start from, and the optimizer its zeros."""
@@ -172,6 +206,14 @@ def initialize(session, start, scratch):
         [variable for variable in tf.global_variables() if variable.name not in restored]))
     if not scratch:
         checkpoint.restore(session, start.path)
+
+
+def describe(data, options):
+    """Return a line about the TrainingData of a run."""
+    steps = len(data.training) / (options.batch_size * options.accumulation * options.seq_len)
+    plural = '' if data.n_documents == 1 else 's'
+    return (f'{data.n_documents:,} document{plural}, {len(data.training):,} tokens to train on and '
+            f'{len(data.validation):,} for validation; an epoch takes {steps:,.1f} steps')
 
 
 def run_step(session, graph, batches, rate):
@@ -199,7 +241,7 @@ def evaluate(session, graph, tokens, options):
                     for i in range(0, len(tokens) - 1, options.seq_len)]
     batches = [whole[i:i + options.batch_size] for i in range(0, len(whole), options.batch_size)]
     total = sum(float(session.run(graph.total_loss, {graph.tokens: batch}))
-                for batch in batches + [[last]])
+                for batch in tqdm(batches + [[last]], 'validating', leave=False, disable=None))
     return total / (len(tokens) - 1)
 
 
