@@ -365,22 +365,33 @@ def test_tensorboard_shows_the_samples(tf, unbroken):
                      for step, text in read_samples(unbroken.path)]
 
 
-def test_where_training_starts_and_ends_is_said_on_stderr(call, tiny, models, tmp_path):
-    """The command that is printed opens the model."""
-    text = write(tmp_path / 'text', 'Sixteen letters.' + END + 'held')
-    status, stdout, stderr = call(
-        train.train, train.OPTIONS, text, '--output', 'my model', '--output_dir',
-        tmp_path / 'new models', '--model_name', 'tiny', '--models_dir', models, '--batch_size', 2,
-        '--seq_len', 4, '--sample_length', 0, '--held_out', 0.2, '--steps', 1)
-    assert status == 0 and len(read_lines(stdout)) == 1
+def text_losses(tiny, weights, text, seq_len):
+    """Return the reference's loss of a text in nats per token and in bits per byte."""
+    tokens = encoded(tiny, text)
+    total = sum(total_loss(weights, tiny.hparams, tokens[i:i + seq_len + 1])
+                for i in range(0, len(tokens) - 1, seq_len))
+    return total / (len(tokens) - 1), total / len(text.replace(END, '')) / np.log(2)
+
+
+def test_training_with_a_validation_text_and_what_is_said_on_stderr(call, tiny, models, saved,
+                                                                    tmp_path):
+    """The command that is printed at the end opens the model."""
+    text, validation = 'Sixteen letters.' + END + 'Four', 'Another text.' + END + 'It is read.'
+    paths = write(tmp_path / 'text', text), write(tmp_path / 'validation', validation)
+    flags = [paths[0], '--validation', paths[1], '--output', 'my model', '--output_dir',
+             tmp_path / 'new models', '--model_name', 'tiny', '--models_dir', models,
+             '--batch_size', 2, '--seq_len', 4, '--sample_length', 0, '--steps', 1]
+    status, stdout, stderr = call(train.train, train.OPTIONS, *flags)
+    assert status == 0
     first, second, last = stderr.splitlines()
-    assert first == ('2 documents, 17 tokens to train on and 5 for validation; an epoch takes 2.1 '
+    assert first == ('4 documents, 22 tokens to train on and 26 for validation; an epoch takes 2.8 '
                      'steps')
-    nats, _ = expected_losses(tiny, tiny.weights, 'Sixteen letters.' + END + 'held', 0.2, 4)
-    found = re.fullmatch(r'before the first step: validation loss ([\d.]+) nats per token, '
-                         r'perplexity ([\d.]+)', second).groups()
-    assert float(found[0]) == pytest.approx(nats, abs=2e-4)
-    assert float(found[1]) == pytest.approx(np.exp(nats), rel=1e-3)
+    before, perplexity = map(float, re.fullmatch(
+        r'before the first step: validation loss ([\d.]+) nats per token, perplexity ([\d.]+)',
+        second).groups())
+    expected, _ = text_losses(tiny, tiny.weights, validation, seq_len=4)
+    assert before == pytest.approx(expected, abs=2e-4)
+    assert perplexity == pytest.approx(np.exp(expected), rel=1e-3)
     path, command = re.fullmatch('the model is (.*); sample from it with: (.*)', last).groups()
     assert path == str(tmp_path / 'new models' / 'my model')
     assert [entry.name for entry in models.iterdir()] == ['tiny']  # which may be read-only
@@ -389,25 +400,12 @@ def test_where_training_starts_and_ends_is_said_on_stderr(call, tiny, models, tm
     given = dict(word[2:].split('=') for word in words if '=' in word)
     assert model_dir.open_model_dir(**given).path == path
 
-
-def test_validation_on_a_text_of_its_own(loop, tiny, models, book, tmp_path, saved, capsys):
-    text = 'Another text.' + END + 'It is validated on.'
-    validation = write(tmp_path / 'validation.txt', text)
-    flags = dict(steps=1, val_every=1, validation=str(validation))
-    train_here(models, book, **flags)
-    captured = capsys.readouterr()
-    (_, _, nats, bits, _), = read_lines(captured.out)
-    assert captured.err.startswith('3 documents, ')
-    tokens = encoded(tiny, text)
-    total = sum(total_loss(saved(models / 'mine'), tiny.hparams, tokens[i:i + 9])
-                for i in range(0, len(tokens) - 1, 8))
-    assert nats == pytest.approx(total / (len(tokens) - 1), abs=2e-4)
-    assert bits == pytest.approx(total / (len(text) - len(END)) / np.log(2), abs=3e-4)
-    write(validation, text + '.')
-    with pytest.raises(UserError, match='another validation text$'):
-        train_here(models, book, resume=True, **flags)
-    with pytest.raises(OptionError, match='^held_out .*--validation$'):
-        train_here(models, book, 'other', held_out=0.1, **flags)
+    (_, _, nats, bits, _), = read_lines(stdout)
+    weights = saved(tmp_path / 'new models' / 'my model')
+    assert (nats, bits) == pytest.approx(text_losses(tiny, weights, validation, 4), abs=3e-4)
+    write(paths[1], validation + '.')
+    status, _, stderr = call(train.train, train.OPTIONS, *flags, '--resume')
+    assert status == 1 and stderr.endswith('now there is another validation text\n')
 
 
 def test_from_a_text_to_a_vocabulary_to_a_model(loop, models, book, saved, capsys):
@@ -898,12 +896,14 @@ def test_other_settings_are_not_resumed(models, book, copied, tmp_path):
     train_here(models, book, resume=True, recompute=True)  # decides nothing that is learned
 
 
-def test_a_finished_run_goes_on_to_more_steps(tf, loop, models, book, copied, unbroken):
+def test_a_finished_run_goes_on_to_more_steps(tf, loop, models, book, copied, unbroken, capsys):
     """On the learning rates of a run of so many steps."""
-    train_here(models, book, resume=True, steps=8, sample_length=12)
+    best = min(line['held_out_loss'] for line in read_metrics(copied))
+    train_here(models, book, resume=True, steps=8)
+    assert capsys.readouterr().err.splitlines()[1] == (
+        f'resuming after step 6 of 8; the lowest validation loss is {best:.4f} nats per token')
     assert [line['step'] for line in read_metrics(copied)] == [2, 4, 6, 8]
-    samples = read_samples(copied)
-    assert samples[:3] == read_samples(unbroken.path) and [step for step, _ in samples[3:]] == [8]
+    assert read_samples(copied) == read_samples(unbroken.path)
     rates = {event.step: value.simple_value
              for path in (copied / 'training').glob('events.*')
              for event in tf.train.summary_iterator(str(path)) for value in event.summary.value
@@ -937,20 +937,17 @@ def test_an_unfinished_run_keeps_its_steps(models, book, copied):
         train_here(models, book, resume=True, steps=3)
 
 
-def test_a_run_recorded_before_there_was_a_choice_is_resumed(models, book, copied, capsys):
+def test_a_run_recorded_before_there_was_a_choice_is_resumed(copied):
     path = copied / 'training' / 'progress.json'
     progress = json.loads(path.read_text())
+    now = dict(progress['settings'])
     for name in ('optimizer', 'validation', 'n_layer', 'n_head', 'n_embd', 'n_ctx'):
         del progress['settings'][name]
     path.write_text(json.dumps(progress))
+    assert resume.Output(str(copied), now, 1).read_progress() == (6, progress['best'])
+    now['optimizer'] = 'adafactor'
     with pytest.raises(UserError, match=r'now there is --optimizer adafactor \(it was adamw\)$'):
-        train_here(models, book, resume=True, optimizer='adafactor')
-    train_here(models, book, resume=True)
-    captured = capsys.readouterr()
-    assert captured.out == ''  # nothing was left to do
-    assert captured.err.splitlines()[1] == (
-        f'resuming after step 6 of 6; the lowest validation loss is {progress["best"]:.4f} nats '
-        'per token')
+        resume.Output(str(copied), now, 1).read_progress()
 
 
 def test_where_nothing_is_to_resume(refused_here, book):
@@ -1078,6 +1075,17 @@ def test_a_crash_at_any_line_of_what_is_written_loses_nothing(tmp_path, at_each_
         if not crashed:
             break
     assert n > 100
+
+
+@pytest.mark.parametrize('rest', [
+    '====', resume.sample_text(4, 'A second\r\n\nHalf a'), resume.sample_text(12, '')])
+def test_later_samples_and_half_ones_are_dropped(tmp_path, rest):
+    output = resume.Output(str(tmp_path), {}, 1)
+    output.append_sample(2, '\rA sample.\u2028\r\n\n STEP 9')
+    before = (tmp_path / 'samples.txt').read_bytes()
+    output.append('samples.txt', rest)
+    output.trim(3)
+    assert (tmp_path / 'samples.txt').read_bytes() == before
 
 
 def test_half_a_line_of_metrics_is_dropped(tmp_path):

@@ -136,7 +136,7 @@ class Output:
             line for line in lines
             if line.endswith('\n') and files.parse_object(line)['step'] <= step])
         self.trim_file('samples.txt', lambda lines: itertools.takewhile(
-            lambda line: step_of_banner(line) <= step, lines))
+            lambda line: line.endswith('\n') and step_of_banner(line) <= step, lines))
 
     def trim_file(self, name, keep):
         """Keep only some of the lines of a file of the model directory. Raises UserError."""
