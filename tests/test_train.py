@@ -32,7 +32,7 @@ from gpt2.training.options import (
     TrainingOptions,
     VocabularyOptions,
 )
-from helpers import LONG, contents, only_long
+from helpers import contents, only_long
 
 OFFICIAL_FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
                   'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
@@ -974,9 +974,10 @@ def test_a_full_disk_is_reported_and_training_resumes(command, loop, models, boo
     assert equals_unbroken(unbroken, models / 'mine')
 
 
+@only_long
 def test_a_killed_training_resumes_exactly(command, loop, models, book, capsys):
     """Killed at random moments, it ends with the weights and the metrics of an unbroken run."""
-    n_kills = 10 if LONG else 1
+    n_kills = 10
     flags = dict(steps=30 * n_kills, accumulation=2, val_every=4, seq_len=16, dropout=0.1,
                  sample_length=0)
     train_here(models, book, 'whole', learning_rate=1e-4, seed=0, **flags)
