@@ -502,7 +502,7 @@ def test_a_malformed_file_is_refused_before_anything_else(call, tiny, tmp_path, 
 
 
 @pytest.mark.parametrize('content', ['mine', '{}', '[{"task": "ptb"}]', '[1]', '{"a": [1]}',
-                                     '[' * 100000])
+                                     '[' * 100000], ids=lambda content: content[:20])
 def test_results_do_not_replace_other_files(call, tiny, data_dir, tmp_path, content):
     path = tmp_path / 'notes.txt'
     path.write_text(content)

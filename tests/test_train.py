@@ -1079,7 +1079,8 @@ def test_a_crash_at_any_line_of_what_is_written_loses_nothing(tmp_path, at_each_
 
 
 @pytest.mark.parametrize('rest', [
-    '====', resume.sample_text(4, 'A second\r\n\nHalf a'), resume.sample_text(12, '')])
+    '====', resume.sample_text(4, 'A second\r\n\nHalf a'), resume.sample_text(12, '')],
+    ids=['half a banner', 'half a text', 'later'])
 def test_later_samples_and_half_ones_are_dropped(tmp_path, rest):
     output = resume.Output(str(tmp_path), {}, 1)
     output.append_sample(2, '\rA sample.\u2028\r\n\n STEP 9')
