@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 import encoder
 import model
 import reference
-from helpers import DATA, LONG, SRC
+from helpers import DATA, LONG, SRC, only_long
 
 NEAR = 1e-4  # how close the reference's two best may be before float32 may choose otherwise
 
@@ -318,6 +318,7 @@ def trained(tmp_path_factory):
     return place, report, {name: reader.get_tensor(name) for name in shapes}
 
 
+@only_long
 def test_a_training_script_trains_every_weight(trained):
     place, report, weights = trained
     assert sorted(report['trained']) == sorted(weights) == sorted(reference.shapes(place.hparams))
@@ -326,6 +327,7 @@ def test_a_training_script_trains_every_weight(trained):
         assert np.abs(weight - place.weights[name]).max() > 1e-3, name
 
 
+@only_long
 def test_a_training_script_sees_the_loss_fall(trained):
     _, report, _ = trained
     losses = report['losses']
@@ -334,6 +336,7 @@ def test_a_training_script_sees_the_loss_fall(trained):
     assert report['after'] < 0.8 * report['before']
 
 
+@only_long
 def test_a_training_script_shares_its_weights_with_validation_and_sampling(trained):
     """And saves them: the reference gets the same from the checkpoint."""
     place, report, weights = trained

@@ -358,6 +358,7 @@ def test_a_result_of_the_first_version_is_continued(call, tiny, data_dir, tmp_pa
         '             an accuracy                                 12.35     1.20    45.99', ''])
 
 
+@only_long
 def test_ctrl_c_keeps_what_is_finished(tiny, data_dir, tmp_path):
     output = tmp_path / 'results.json'
     (data_dir / 'ptb.test.txt').write_text(' one two N \n' * 40000)

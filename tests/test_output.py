@@ -256,6 +256,7 @@ def test_a_file_of_another_command_is_refused(sample, sample_error, tmp_path, na
                                          '--output', second)
 
 
+@only_long
 def test_auto_continues_with_the_engine_of_the_file(tf, sample, sample_error, tiny, tmp_path,
                                                     monkeypatch):
     """Whether or not the weights have been converted since, the same command continues the file."""
@@ -649,9 +650,8 @@ BOX = ['--model_name', '1M', '--models_dir', SRC.parent / 'models', '--seed', 1,
        '--batch_size', 4, '--stop_at', '\n\n', '--engine', 'graph']
 
 
-@pytest.mark.parametrize('name, n_kills', [
-    ('samples.jsonl', 8 if LONG else 1),
-    pytest.param('samples.txt', 4, marks=only_long)])
+@only_long
+@pytest.mark.parametrize('name, n_kills', [('samples.jsonl', 8), ('samples.txt', 4)])
 def test_killed_at_random_moments_and_continued(command, sample, tmp_path, name, n_kills):
     flags = [*BOX, '--logprobs'] if name.endswith('.jsonl') else BOX
     moments = random.Random(1)

@@ -689,6 +689,7 @@ def test_two_devices_learn_what_one_does(tf, loop, tiny, start):
     assert two == pytest.approx(one, rel=1e-5)
 
 
+@only_long
 def test_devices_by_option(tf, tiny, models, book, monkeypatch, capsys):
     """On a machine without GPUs, parts of its processor."""
     monkeypatch.setattr(tf.config.experimental, 'list_physical_devices', lambda kind: [])
@@ -761,6 +762,7 @@ def test_the_learning_rate_rises_and_falls(loop):
 # ---- interrupted, killed, resumed --------------------------------------------------------------
 
 
+@only_long
 def test_ctrl_c_keeps_what_was_learned(command, call, tiny, models, saved, book):
     """Meanwhile no other process can train the same model."""
     flags = [book, '--output', 'mine', '--model_name', 'tiny', '--models_dir', models,
