@@ -39,8 +39,8 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent / 'src'), str(TESTS.parent)]
 import numpy as np  # noqa: E402
 
 import helpers  # noqa: E402
+import model_files  # noqa: E402
 import reference  # noqa: E402
-import test_convert  # noqa: E402
 
 TINY = {'n_vocab': 257, 'n_ctx': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
 CASE_SECONDS = 60  # after which a case counts as endless
@@ -140,7 +140,7 @@ class Sandbox:
         reference.write_checkpoint('models/tiny', TINY, reference.random_weights(TINY, seed=0))
         commands = Commands()
         expect(commands.run('convert', 'models/tiny', 'hf', '--to', 'transformers'), 0)
-        test_convert.write_torch('hf/pytorch_model.bin', test_convert.as_f32(test_convert.renamed(
+        model_files.write_torch('hf/pytorch_model.bin', model_files.as_f32(model_files.renamed(
             reference.random_weights(TINY, seed=0))))  # not read while there is the other
         for dtype in ('float32', 'int8') if commands.has_lite else ():
             expect(commands.run('unconditional', *commands.tiny, '--engine', 'lite', '--dtype',

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 SRC = pathlib.Path(__file__).resolve().parent.parent / 'src'
+ONE_M = SRC.parent / 'models' / '1M'
 DATA = os.environ.get('GPT2_TEST_DATA')  # folder with the released vocabulary and real texts
 LONG = os.environ.get('GPT2_TEST_LONG') == '1'
 
@@ -113,6 +114,23 @@ def numbered(texts, first=1):
 def contents(folder):
     """Return the files of a folder: name -> bytes."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def file_names(path):
+    """Return the names of what is in a folder, sorted."""
+    return sorted(entry.name for entry in path.iterdir())
+
+
+@contextlib.contextmanager
+def limit_file_size(limit):
+    """Let writes beyond this size fail, as on a full disk."""
+    resource = pytest.importorskip('resource')
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 # ---- statistics --------------------------------------------------------------------------------

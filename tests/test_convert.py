@@ -30,20 +30,42 @@ from encoder import END_OF_TEXT
 from gpt2 import checkpoint, model_dir, runtime
 from gpt2.errors import ModelError, UserError
 from gpt2.formats import conversion, safetensors, tensorflow, transformers
-from helpers import DATA, SRC, Command, contents, needs_data, only_long
+from helpers import (
+    DATA,
+    ONE_M,
+    Command,
+    contents,
+    file_names,
+    limit_file_size,
+    needs_data,
+    only_long,
+)
+from model_files import (
+    HPARAMS,
+    TORCH,
+    VOCABULARY,
+    WEIGHTS,
+    as_f32,
+    edit_json,
+    push,
+    push_tensor,
+    read_safetensors,
+    renamed,
+    torch_pickle,
+    write_archive,
+    write_safetensors,
+    write_torch,
+    write_transformers,
+)
 
 pure = pytest.mark.pure
 
 SCRIPT = 'convert.py'
-ONE_M = SRC.parent / 'models' / '1M'
 WEIGHTS_FILE = 'model.ckpt.data-00000-of-00001'
-VOCABULARY = {'encoder.json': 'vocab.json', 'vocab.bpe': 'merges.txt'}  # ours: theirs
 MODEL_DIR_FILES = ['checkpoint', 'encoder.json', 'hparams.json', WEIGHTS_FILE, 'model.ckpt.index',
                    'model.ckpt.meta', 'vocab.bpe']
 TRANSFORMERS_FILES = ['config.json', 'generation_config.json', 'merges.txt', 'model.safetensors',
                       'tokenizer_config.json', 'vocab.json']
-HPARAMS = {'n_vocab': 257, 'n_ctx': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
-WEIGHTS = reference.random_weights(HPARAMS, seed=0)
 BYTE_TOKENS = {symbol: i for i, symbol in enumerate(reference.byte_symbols())}
 TEXTS = ['', ' ', 'Hello world', "They'll say I'm  two   spaces\tand\n\n lines ", 'naïve Größe',
          '漢字と仮名 ไทย עברית', '👩‍🚀 ½ ²', '1234567890 3.14', '...!?--', 'a' * 300,
@@ -53,73 +75,10 @@ TEXTS = ['', ' ', 'Hello world', "They'll say I'm  two   spaces\tand\n\n lines "
 # ---- files -------------------------------------------------------------------------------------
 
 
-def write_safetensors(path, arrays, metadata=None):
-    """Write a safetensors file, {name: (type, array)}, in the given order."""
-    header, data = {} if metadata is None else {'__metadata__': metadata}, b''
-    for name, (dtype, array) in arrays.items():
-        header[name] = {'dtype': dtype, 'shape': list(array.shape),
-                        'data_offsets': [len(data), len(data) + array.nbytes]}
-        data += array.tobytes()
-    text = json.dumps(header).encode('utf-8')
-    path.write_bytes(struct.pack('<Q', len(text)) + text + data)
-
-
-def read_safetensors(path):
-    """Read a safetensors file of float32 arrays; return {name: array} and the metadata."""
-    content = path.read_bytes()
-    length, = struct.unpack('<Q', content[:8])
-    header, data = json.loads(content[8:8 + length].decode('utf-8')), content[8 + length:]
-    metadata = header.pop('__metadata__')
-    assert all(entry['dtype'] == 'F32' for entry in header.values())
-    return {name: np.frombuffer(data[slice(*entry['data_offsets'])], '<f4').reshape(entry['shape'])
-            for name, entry in header.items()}, metadata
-
-
-def renamed(weights, prefix='transformer.'):
-    """Return weights with the names and the shapes of transformers."""
-    result = {}
-    for name, array in weights.items():
-        parts = name.split('/')[1:]
-        if parts[0] in ('wte', 'wpe'):
-            parts.append('weight')
-        else:
-            parts[-1] = 'bias' if parts[-1] == 'b' else 'weight'
-        if parts[0][1:].isdigit():
-            parts[:1] = ['h', parts[0][1:]]
-        result[prefix + '.'.join(parts)] = array[0] if array.ndim == 3 else array
-    return result
-
-
-def as_f32(weights):
-    return {name: ('F32', array) for name, array in weights.items()}
-
-
-def write_transformers(path, arrays=None, **config):
-    """Write a folder of transformers, without the code under test."""
-    path.mkdir(parents=True)
-    sizes = {'vocab_size': 257, 'n_positions': 32, 'n_embd': 16, 'n_head': 2, 'n_layer': 2}
-    edit_json(path / 'config.json', model_type='gpt2', **dict(sizes, **config))
-    reference.write_vocabulary(str(path))
-    for ours, theirs in VOCABULARY.items():
-        (path / ours).rename(path / theirs)
-    write_safetensors(path / 'model.safetensors', arrays or as_f32(renamed(WEIGHTS)))
-    return path
-
-
-def edit_json(path, **values):
-    """Set values of a JSON file, which is created if there is none."""
-    old = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(dict(old, **values)))
-
-
 def copy_files(names, source, target):
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(str(source / name), str(target / name))
-
-
-def file_names(path):
-    return sorted(entry.name for entry in path.iterdir())
 
 
 def same(weights, others):
@@ -660,55 +619,6 @@ def test_the_command_refuses_them_in_one_line(refuse, hf, out, to):
 
 # ---- weights that torch.save wrote -------------------------------------------------------------
 
-TORCH = {'F32': 'FloatStorage', 'F16': 'HalfStorage', 'BF16': 'BFloat16Storage'}
-ORDERED_DICT = b'ccollections\nOrderedDict\n)R'
-
-
-def push(value):
-    """Return the instructions of a pickle that push a text, an integer or a tuple of those."""
-    if isinstance(value, tuple):
-        return b'(' + b''.join(map(push, value)) + b't'
-    if isinstance(value, str):
-        data = value.encode('utf-8', 'surrogatepass')
-        return b'X' + struct.pack('<I', len(data)) + data
-    data = value.to_bytes(value.bit_length() // 8 + 1, 'little', signed=True)
-    return b'\x8a' + bytes([len(data)]) + data
-
-
-def push_tensor(key='0', offset=0, shape=(16,), strides=(1,), storage='FloatStorage'):
-    """Return the instructions that make a tensor, as torch.save writes them."""
-    return (b'ctorch._utils\n_rebuild_tensor_v2\n((' + push('storage')
-            + f'ctorch\n{storage}\n'.encode('ascii') + push(key) + push('cpu') + push(0) + b'tQ'
-            + push(offset) + push(shape) + push(strides) + b'\x89' + ORDERED_DICT + b'tR')
-
-
-def torch_pickle(*items):
-    """Return a pickle of a dict with these items, each the instructions for key and value."""
-    return b'\x80\x02' + ORDERED_DICT + b'(' + b''.join(items) + b'u.'
-
-
-def write_archive(path, pickle, storages, root='pytorch_model/', **options):
-    with zipfile.ZipFile(str(path), 'w', **options) as archive:
-        archive.writestr(f'{root}data.pkl', pickle)
-        archive.writestr(f'{root}byteorder', 'little')
-        for key, data in storages.items():
-            archive.writestr(f'{root}data/{key}', data)
-
-
-def write_torch(path, arrays, in_one=False):
-    """Write {name: (type, array)} as torch.save does, with a storage each, or one for all."""
-    items, storages, end = [], {}, 0
-    for i, (name, (dtype, array)) in enumerate(arrays.items()):
-        strides = tuple(stride // array.itemsize for stride in array.strides)
-        items.append(push(name) + push_tensor('0' if in_one else str(i), end if in_one else 0,
-                                              array.shape, strides, TORCH.get(dtype, dtype)))
-        storages[str(i)] = array.tobytes()
-        end += array.size
-    if in_one:
-        storages = {'0': b''.join(storages.values())}
-    write_archive(path, torch_pickle(*items), storages)
-
-
 @pytest.fixture
 def hf_bin(hf):
     """A folder of transformers, whose weights are still to be written to the path that this is."""
@@ -1195,18 +1105,6 @@ def test_interruptions_while_a_model_directory_is_written(tf, monkeypatch, hf, o
     check_interruptions(monkeypatch, hf, out, 'tensorflow', [
         (os, 'rename'), (os, 'replace'), (os, 'mkdir'), (tensorflow, 'map_weights'),
         (tensorflow, 'save_weights'), (checkpoint, 'write_checkpoint_state')])
-
-
-@contextlib.contextmanager
-def limit_file_size(limit):
-    """Let writes beyond this size fail, as on a full disk."""
-    resource = pytest.importorskip('resource')
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @pytest.mark.parametrize('to, limit', [

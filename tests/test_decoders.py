@@ -21,7 +21,7 @@ from gpt2.sampling.engines import open_decoder
 from gpt2.sampling.graph import GraphDecoder
 from gpt2.sampling.options import GenerationOptions, SamplingOptions
 from gpt2.sampling.rng import draw_uniforms, sample_rng
-from helpers import LONG, SRC, only_long
+from helpers import LONG, ONE_M, only_long
 from small_model import HPARAMS, NEAR, PROMPTS, SmallModel, filters, force, uniforms
 
 IS_TF1 = tf.__version__.startswith('1.')
@@ -463,7 +463,7 @@ def released(tmp_path_factory):
     """The model in models/, copied so that nothing is converted there, and its decoders."""
     folder = tmp_path_factory.mktemp('copied') / '1M'
     folder.mkdir()
-    for path in (SRC.parent / 'models' / '1M').iterdir():
+    for path in ONE_M.iterdir():
         if path.is_file():
             os.symlink(path, folder / path.name)
     opened = open_model_dir('1M', str(folder.parent))

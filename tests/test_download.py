@@ -503,7 +503,8 @@ PASSING = {
 
 @pytest.mark.parametrize('case', PASSING)
 def test_faults_that_pass(server, models, case, settings):
-    settings(TIMEOUT=0.2)
+    if case == 'stall':
+        settings(TIMEOUT=0.5)
     server.inject(WEIGHTS, *PASSING[case])
     code, out, err = download(server, models)
     assert code == 0
@@ -556,9 +557,10 @@ LASTING = {
 
 @pytest.mark.parametrize('case', LASTING)
 def test_faults_that_last(server, models, case, settings):
-    settings(TIMEOUT=0.2)
     fault, words, count, kept = LASTING[case]
     interrupt(server, models, 196608)
+    if case == 'stall':
+        settings(TIMEOUT=0.5)
     server.inject(WEIGHTS, fault, always=True)
     code, out, err = download(server, models)
     assert (code, out) == (1, '')

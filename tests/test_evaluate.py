@@ -20,7 +20,7 @@ from gpt2.evaluation import loglikelihood, readers, run, tasks
 from gpt2.evaluation.loglikelihood import Scorer, Scores, Window
 from gpt2.evaluation.options import EvaluationOptions
 from gpt2.model_dir import open_model_dir, weights_digest
-from helpers import DATA, SRC, Command, log_softmax, needs_data, only_long
+from helpers import DATA, ONE_M, SRC, Command, log_softmax, needs_data, only_long
 
 SCRIPT = 'evaluate.py'
 OPTIONS = evaluate.OPTIONS
@@ -756,7 +756,7 @@ def test_the_small_model_scores_real_texts_as_in_transformers(tf, tmp_path):
     torch = pytest.importorskip('torch')
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more wait for TensorFlow's, ten times as long
-    check_against_transformers(SRC.parent / 'models' / '1M', tmp_path, stride=64, n_bytes=10000,
+    check_against_transformers(ONE_M, tmp_path, stride=64, n_bytes=10000,
                                n_passages=100)
     torch.set_num_threads(n_threads)
 

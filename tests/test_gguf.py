@@ -17,14 +17,8 @@ import reference
 from encoder import END_OF_TEXT
 from gpt2.errors import UserError
 from gpt2.formats import gguf
-from test_convert import (
-    ONE_M,
-    as_f32,
-    file_names,
-    limit_file_size,
-    renamed,
-    write_transformers,
-)
+from helpers import ONE_M, file_names, limit_file_size
+from model_files import as_f32, renamed, write_transformers
 
 pure = pytest.mark.pure
 

@@ -301,7 +301,7 @@ def test_prompts_of_several_lines_commands_and_history(command, tiny):
     screen.expect_exact("temperature must be a number that is not negative, not 'hot'")
     screen.expect_exact(PROMPT)
     screen.send('/set tempreature 1\r')
-    screen.expect_exact('tempreature is not an option')
+    screen.expect_exact('/set tempreature: there is no such option; /set shows all')
     screen.expect_exact(PROMPT)
     for line in ('/set length 4', '/set temperature 0'):
         screen.send(line + '\r')

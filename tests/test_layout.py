@@ -79,6 +79,11 @@ def test_the_three_modules_of_other_peoples_scripts_import_nothing_else_of_ours(
         assert packages & {path.split('.')[0] for path in MODULES} <= set(TRIO)
 
 
+def test_no_test_imports_another():
+    for path in (ROOT / 'tests').glob('*.py'):
+        assert not [name for name in imported(path) if name.startswith('test_')], path
+
+
 @pytest.mark.skipif(not hasattr(sys, 'stdlib_module_names'), reason='needs Python 3.10')
 def test_only_the_six_run_time_packages_are_imported():
     for path in [*MODULES.values(), ROOT / 'download_model.py']:

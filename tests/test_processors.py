@@ -63,12 +63,13 @@ def kept_by(engine, in_graph, logits, **options):
     return lite_logits.process_logits(logits, SamplingOptions(**options))[:, :V] > 0
 
 
-def near_the_edge(row, options, kept, other):
-    """Return whether float32 may well decide otherwise about the tokens that differ."""
-    near = {name: value * (1 + change) for name, value in options.items()
-            for change in (1e-5, -1e-5) if name in ('min_p', 'typical_p', 'top_p')}
-    return any(np.array_equal(kept, np.isfinite(reference.warp_logits(
-        row, **{**options, name: min(value, 1)}))) for name, value in near.items())
+def near_the_edge(row, options, kept):
+    """Return whether the reference keeps the same if one of the options is changed a little."""
+    changed = [{**options, name: min(options[name] * factor, 1)}
+               for name in ('min_p', 'typical_p', 'top_p') if name in options
+               for factor in (1 - 1e-5, 1 + 1e-5)]
+    return any(np.array_equal(kept, np.isfinite(reference.warp_logits(row, **each)))
+               for each in changed)
 
 
 @pytest.mark.parametrize('engine', ['graph', 'lite'])
@@ -79,7 +80,7 @@ def test_filters_keep_what_the_reference_keeps(in_graph, rows, options, engine):
         expected = np.isfinite(reference.warp_logits(row, **options))
         if not np.array_equal(found, expected):
             n_differ += 1
-            assert near_the_edge(row, options, found, expected)
+            assert near_the_edge(row, options, found)
     assert n_differ < N / 50
 
 
@@ -109,7 +110,9 @@ def test_they_do_what_those_of_transformers_do(in_graph, rows, options, engine):
     ours = (penalized_by(engine, in_graph, rows, **options) if options in PENALTIES
             else kept_by(engine, in_graph, logits, **options))
     n_differ = 0
-    for row, text, n, found in zip(logits, texts, lengths, ours):
+    # Of several equals, theirs drops some for top_p. Every second row has no ties.
+    chosen = slice(1, None, 2) if 'top_p' in options else slice(None)
+    for row, text, n, found in zip(*(part[chosen] for part in (logits, texts, lengths, ours))):
         ids, scores = torch.tensor(text[None, :n]), torch.tensor(row[None].copy())
         for name, processor in processors.items():
             if name in options:
@@ -121,9 +124,8 @@ def test_they_do_what_those_of_transformers_do(in_graph, rows, options, engine):
             np.testing.assert_allclose(np.maximum(theirs, sample.FILTERED), found, rtol=1e-6)
         elif not np.array_equal(np.isfinite(theirs), found):
             n_differ += 1
-            if 'top_p' not in options:  # theirs drops some of several equals
-                assert near_the_edge(row, options, found, np.isfinite(theirs))
-    assert n_differ <= (N if 'top_p' in options else N / 50)
+            assert near_the_edge(row, options, found)
+    assert n_differ < N / 50
 
 
 @pytest.mark.parametrize('name, values', [

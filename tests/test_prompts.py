@@ -35,7 +35,7 @@ def read_all(path):
     opened = open_prompts(path)
     for number in range(len(opened)):
         try:
-            found.append(opened._parse(number)[0])
+            found.append(opened.read(number)[0])
         except ValueError as error:
             found.append(error.args)
     return found
@@ -197,7 +197,7 @@ def test_the_rows_of_a_csv(tmp_path, data, expected):
     opened, found = open_prompts(tmp_path / 'prompts.csv'), []
     for number in range(len(opened)):
         try:
-            found.append(opened._parse(number))
+            found.append(opened.read(number))
         except ValueError as error:
             found.append(error.args)
     assert found == expected

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gpt2.errors import UserError
 from gpt2.model_dir import open_model_dir
 from gpt2.training import data
-from helpers import SRC, Command, only_long
+from helpers import SRC, Command, file_names, only_long
 
 pytestmark = pytest.mark.pure
 
@@ -45,10 +45,6 @@ def encoded(model_dir, *documents):
 def open_tokens(path, model_dir):
     tokens, _ = data.open_dataset(str(path), model_dir)
     return tokens.tolist()
-
-
-def file_names(folder):
-    return sorted(os.listdir(str(folder)))
 
 
 # ---- formats ------------------------------------------------------------------------------
@@ -174,7 +170,7 @@ def test_few_texts_are_read_in_advance(model_1m):
                                                              range(100)), 1)
     for n in range(3):
         assert next(results).tolist() == model_1m.encoder.encode(str(n))
-        assert len(read) <= n + 4
+        assert len(read) <= n + 2
     results.close()
     assert not multiprocessing.active_children()
 
@@ -184,7 +180,8 @@ def test_an_encoder_can_be_sent_to_another_process(model_1m):
     copy = pickle.loads(pickle.dumps(model_1m.encoder))
     assert copy.encode('To be, or not to be') == model_1m.encoder.encode('To be, or not to be')
     with multiprocessing.get_context('spawn').Pool(
-            1, initializer=data.start_worker, initargs=(model_1m.encoder,)) as pool:
+            1, initializer=data.start_worker,
+            initargs=(model_1m.encoder, os.getpid())) as pool:
         assert pool.apply(data.work, ('To be',)).tolist() == model_1m.encoder.encode('To be')
 
 
@@ -328,6 +325,18 @@ def test_killed_encoding_leaves_no_wrong_tokens(model_1m, tmp_path):
     assert process.returncode == -signal.SIGKILL
     expected = np.array(encoded(model_1m, path.read_text(encoding='utf-8')))
     assert np.array_equal(data.open_dataset(str(path), model_1m)[0], expected)
+
+
+def test_a_worker_ends_if_its_parent_was_killed_while_it_started():
+    process = multiprocessing.Process(target=wait_as_worker, args=(1,))  # of another parent
+    process.start()
+    process.join(20)
+    assert process.exitcode == 1
+
+
+def wait_as_worker(parent):
+    data.start_worker(None, parent)
+    time.sleep(60)
 
 
 def test_patterns_of_one_folder_keep_their_own_token_files(model_1m, tmp_path):

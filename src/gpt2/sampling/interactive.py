@@ -17,8 +17,7 @@ def interact(run, options):
               file=sys.stderr)
     decoder, first = run.open_decoder(), 0
     run = run.with_seed()
-    start = {name: value for part in run.parts(options)
-             for name, value in dataclasses.asdict(part).items()}
+    start = settings(run, options)
     with terminal.line_editing():
         while True:
             try:
@@ -35,21 +34,30 @@ def interact(run, options):
                 first += options.nsamples
 
 
+def settings(run, options):
+    """Return the values of the options that /set changes, by name."""
+    values = {name: value for part in run.parts(options)
+              for name, value in dataclasses.asdict(part).items()}
+    del values['logprobs']  # which only files record
+    return values
+
+
 def obey(line, run, options, start):
     """Carry out a command, see `terminal.HELP`; return the Run and the BatchOptions after it.
 
-    `start` has the values of all options at the start, by name.
+    `start` has the `settings` at the start.
     """
     command, name, text, *_ = line.strip().split(maxsplit=2) + [None, None]
     if command == '/help':
         print(terminal.HELP)
     elif name is None:
-        for part in run.parts(options):
-            for name, value in dataclasses.asdict(part).items():
-                print(f'{name:22}{value}')
+        for name, value in settings(run, options).items():
+            print(f'{name:22}{value}')
+    elif name not in start:
+        print(f'/set {name}: there is no such option; /set shows all', file=sys.stderr)
     else:
         try:
-            return run.change(options, name, start.get(name) if text is None else text)
+            return run.change(options, name, start[name] if text is None else text)
         except OptionError as error:
             print(error, file=sys.stderr)
     return run, options

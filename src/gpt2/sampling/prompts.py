@@ -22,12 +22,12 @@ csv.field_size_limit(2**31 - 1)
 class Prompts:
     """Prompts, one for each of `len(prompts)` lines, and their checksum `digest`.
 
-    A subclass for each format has `_parse(number)`, which returns the prompt in a line, counted
-    from 0, and a dict of what else the line has. It raises ValueError, which says why not.
+    A subclass for each format has `read(number)`, which returns the prompt in a line, counted
+    from 0, and a dict of what else the line has. It raises ValueError if there is no prompt.
     """
 
     def __init__(self, lines, data):
-        """Args: lines: what `_parse` parses; data: the bytes that the checksum is of."""
+        """Args: lines: what `read` reads; data: the bytes that the checksum is of."""
         self._lines = lines
         self.digest = hashlib.sha256(data).hexdigest()[:DIGEST_SIZE]
 
@@ -36,7 +36,7 @@ class Prompts:
 
     def fields(self, number):
         """Return what else the line of a usable prompt has, a dict."""
-        return self._parse(number)[1]
+        return self.read(number)[1]
 
     def encode(self, encoder, n_ctx, nsamples, first=0):
         """Yield the index of each sample and the ids of its prompt, from sample `first`.
@@ -47,7 +47,7 @@ class Prompts:
         usable = first > 0 or not len(self)
         for number in range(first // nsamples, len(self)):
             try:
-                tokens = encoder.encode(self._parse(number)[0])
+                tokens = encoder.encode(self.read(number)[0])
                 check_prompt(tokens, n_ctx)
             except ValueError as error:
                 tqdm.write(f'prompt in line {number + 1} left out: {error}', sys.stderr)
@@ -65,7 +65,7 @@ class Texts(Prompts):
     def __init__(self, texts):
         super().__init__(texts, json.dumps(texts).encode('ascii'))
 
-    def _parse(self, number):
+    def read(self, number):
         return self._lines[number], {}
 
 
@@ -76,7 +76,7 @@ class Lines(Prompts):
         lines = data.split(b'\n')
         super().__init__(lines if lines[-1] else lines[:-1], data)
 
-    def _parse(self, number):
+    def read(self, number):
         return re.sub('\r$', '', self._decode(number)), {}
 
     def _decode(self, number):
@@ -89,7 +89,7 @@ class Lines(Prompts):
 class JsonLines(Lines):
     """A JSON object a line, with a text named "prompt"."""
 
-    def _parse(self, number):
+    def read(self, number):
         fields = files.parse_object(self._decode(number), 'prompt')
         return fields.pop('prompt'), fields
 
@@ -108,7 +108,7 @@ class Csv(Prompts):
             raise UserError(f'{path} has no column named prompt in its first line')
         super().__init__(lines, data)
 
-    def _parse(self, number):
+    def read(self, number):
         row = self._lines[number]
         if len(row) != len(self._header):
             raise ValueError(f'it has {len(row)} columns, and the header {len(self._header)}')

@@ -7,7 +7,7 @@ import os
 import sys
 
 from gpt2 import runtime
-from gpt2.errors import OptionError, UsageError
+from gpt2.errors import UsageError
 from gpt2.model_dir import ModelDir, open_model_dir, weights_digest
 from gpt2.options import as_tuple
 from gpt2.sampling import batching, output, progress
@@ -59,10 +59,8 @@ class Run:
     def change(self, batch, name, value):
         """Return this run and BatchOptions with one option changed; texts are parsed as flags are.
 
-        Raises OptionError.
+        Raises OptionError if the value cannot be used.
         """
-        if not any(name in dataclasses.asdict(part) for part in self.parts(batch)):
-            raise OptionError(name, 'is not an option; /set shows all')
         sampling, generation, batch = (part.with_option(name, value) for part in self.parts(batch))
         hparams = self.model_dir.hparams
         sampling.check_vocabulary(hparams.n_vocab)

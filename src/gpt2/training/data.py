@@ -261,26 +261,25 @@ def encode_files(paths, encoder):
 def encode_in_processes(encoder, texts, n):
     """Yield the tokens of texts, encoded in n processes; only a few texts are read in advance."""
     waiting = collections.deque()
-    with ProcessPoolExecutor(n, initializer=start_worker, initargs=(encoder,)) as pool:
+    with ProcessPoolExecutor(n, initializer=start_worker, initargs=(encoder, os.getpid())) as pool:
         try:
             for text in texts:
                 waiting.append(pool.submit(work, text))
-                if len(waiting) == 4 * n:
+                if len(waiting) == 2 * n:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError('a process that encoded the text was killed; if memory is short, close '
                             'other programs, then try again')
-        finally:
-            for future in waiting:
-                future.cancel()
+        # Texts that are left over after an error are not cancelled: before Python 3.9, the pool
+        # may then wait for them for ever.
 
 
-def start_worker(encoder):
-    """Prepare a process for `work`. Ctrl-C is for the process that started it."""
+def start_worker(encoder, parent):
+    """Prepare a process for `work`. Ctrl-C is for the process that started it, the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
     work.encoder = encoder
 
 
