@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 
 from gpt2.errors import UserError
@@ -109,6 +110,13 @@ def silent_stderr():
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
+
+
+def exit_with_parent(parent):
+    """End this process soon after its parent, which could not end it if it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def tensorflow_version():

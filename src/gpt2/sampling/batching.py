@@ -49,6 +49,13 @@ class Sequence:
         """Why a finished text ended: 'stop', or 'length' if it was cut."""
         return 'stop' if self.ended else 'length'
 
+    def scores_as_lists(self):
+        """Return the Scores of the tokens as lists, None if they were not computed."""
+        if not self.logprobs:
+            return None
+        tops = [list(zip(*place)) or [(), ()] for place in self.top_logprobs]
+        return [self.logprobs, [tokens for tokens, _ in tops], [values for _, values in tops]]
+
     def stream(self):
         """Return the text since the last call; hold back half a character or half a `stop_at`."""
         new, self._n_streamed = self._bytes[self._n_streamed:self._n_stable], self._n_stable
@@ -81,6 +88,17 @@ def partial_stop(text, stops):
                default=0)
 
 
+def stop_criteria(options, encoder):
+    """Return the StopCriteria of GenerationOptions."""
+    return StopCriteria(options.length, encoder.end_of_text if options.stop else None,
+                        [text.encode('utf-8') for text in as_tuple(options.stop_at)])
+
+
+def cached_token_bytes(encoder):
+    """Return a function from a token to its bytes."""
+    return functools.lru_cache(maxsize=None)(lambda token: encoder.decode_bytes([token]))
+
+
 def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=False,
              chunk_seconds=0.5):
     """Continue prompts, an iterable of (index, ids), batch_size at a time.
@@ -97,12 +115,10 @@ def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=F
       A list of Sequences in the order of the prompts: all that were admitted, without those that
       an earlier list had as done from its beginning on.
     """
-    stop_token = encoder.end_of_text if options.stop else None
-    criteria = StopCriteria(options.length, stop_token,
-                            [text.encode('utf-8') for text in as_tuple(options.stop_at)])
+    criteria = stop_criteria(options, encoder)
     most = CHUNK if options.stop_at or options.stop else options.length
     n_top = min(options.n_top, decoder.hparams.n_vocab)
-    token_bytes = functools.lru_cache(maxsize=None)(lambda token: encoder.decode_bytes([token]))
+    token_bytes = cached_token_bytes(encoder)
     waiting = (Sequence(index, prompt, rng.sample_rng(options.seed, index))
                for index, prompt in prompts)
     rows, admitted, chunk = [], collections.deque(), 1
@@ -114,7 +130,7 @@ def generate(decoder, encoder, prompts, options, sampling, *, batch_size, fill=F
                 min(options.length - len(row.tokens) for row in rows if not row.done))
         start = time.perf_counter()
         uniforms = None if sampling.greedy else draw_uniforms(rows, n, decoder.hparams.n_vocab)
-        tokens, scores = decoder.decode(n, sampling, uniforms, stop_token,
+        tokens, scores = decoder.decode(n, sampling, uniforms, criteria.token,
                                         logprobs=bool(options.logprobs), n_top=n_top)
         rate = tokens.shape[1] / (time.perf_counter() - start)
         chunk = max(1, min(2 * chunk, int(rate * chunk_seconds)))

@@ -18,7 +18,7 @@ def open_decoder(model_dir, engine='auto', dtype='float32'):
     Raises UserError if the lite engine is asked for on TensorFlow 1, or the converted weights
     cannot be written, and ModelError if the weights cannot be read.
     """
-    if engine == 'graph' or engine == 'auto' and not prefers_lite(model_dir, dtype):
+    if choose_engine(model_dir, engine, dtype) == 'graph':
         runtime.import_tensorflow()
         from gpt2.sampling.graph import GraphDecoder
         return GraphDecoder.open(model_dir)
@@ -29,6 +29,13 @@ def open_decoder(model_dir, engine='auto', dtype='float32'):
     folder = converted.find_or_convert(model_dir, dtype)
     with runtime.silent_stderr():  # TensorFlow Lite prints a line for each of its models
         return LiteDecoder(folder, model_dir)
+
+
+def choose_engine(model_dir, engine, dtype):
+    """Return the engine that `open_decoder` takes, 'graph' or 'lite'."""
+    if engine != 'auto':
+        return engine
+    return 'lite' if prefers_lite(model_dir, dtype) else 'graph'
 
 
 def prefers_lite(model_dir, dtype):

@@ -132,6 +132,10 @@ class OutputOptions(BatchOptions):
     output: Optional[str] = option(None, PATH, 'the file to write: a .txt has each text under a '
                                    'line with its number, a .jsonl an object a line; an incomplete '
                                    'file is continued; if not given, samples are printed')
+    serve: Optional[int] = option(None, whole(1, 65535), 'share the work with src/worker.py on '
+                                  'other machines, which reach this one at this port; whoever '
+                                  'else reaches it controls this process')
+    work: bool = option(True, SWITCH, 'with --serve, make samples on this machine, too')
 
 
 @dataclasses.dataclass(frozen=True)

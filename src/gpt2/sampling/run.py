@@ -1,19 +1,21 @@
-"""What the sampling commands share: from options to a decoder, and from prompts to samples."""
+"""A run of a sampling command: from options to a decoder."""
 
-import contextlib
 import dataclasses
-import itertools
 import os
 import sys
 
 from gpt2 import runtime
-from gpt2.errors import UsageError
+from gpt2.errors import UserError
 from gpt2.model_dir import ModelDir, open_model_dir, weights_digest
 from gpt2.options import as_tuple
-from gpt2.sampling import batching, output, progress
-from gpt2.sampling.engines import open_decoder
-from gpt2.sampling.options import EngineOptions, GenerationOptions, SamplingOptions
-from gpt2.sampling.prompts import open_prompts
+from gpt2.sampling import batching
+from gpt2.sampling.engines import choose_engine, open_decoder
+from gpt2.sampling.options import (
+    BatchOptions,
+    EngineOptions,
+    GenerationOptions,
+    SamplingOptions,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Run:
     def open_decoder(self):
         """Return the decoder of this run, with the weights loaded."""
         return open_decoder(self.model_dir, self.engine.engine, self.engine.dtype)
+
+    def choose_engine(self):
+        """Return the name of the engine that `open_decoder` takes."""
+        return choose_engine(self.model_dir, self.engine.engine, self.engine.dtype)
 
     def generate(self, decoder, prompts, batch_size, fill=False):
         """Make a text of each prompt, see `batching.generate`."""
@@ -99,79 +105,35 @@ def open_run(model, engine, sampling, generation, conditional):
     The default length is the window, or half of it if there are prompts (`conditional`). Raises
     ModelError if the model cannot be used, and OptionError if an option does not fit the model.
     """
-    model_dir = open_model_dir(model.model_name, model.models_dir)
+    return fit_model(open_model_dir(model.model_name, model.models_dir), engine, sampling,
+                     generation, conditional)
+
+
+def fit_model(model_dir, engine, sampling, generation, conditional):
+    """Return the Run of a ModelDir and options; otherwise see `open_run`."""
     n_ctx = model_dir.hparams.n_ctx
     sampling.check_vocabulary(model_dir.hparams.n_vocab)
     return Run(model_dir, engine, sampling,
                generation.fit_model(n_ctx, n_ctx // 2 if conditional else n_ctx))
 
 
-def write_unconditional(run, options):
-    """Write the samples that UnconditionalOptions ask for."""
-    last = options.first_sample + options.nsamples if options.nsamples else None
-
-    def prompts_from(first):
-        indices = itertools.count(first) if last is None else range(first, last)
-        return zip(indices, itertools.repeat([run.model_dir.encoder.end_of_text]))
-
-    write_samples(run, options, prompts_from, options.first_sample, last,
-                  output.Content(run.model_dir.encoder))
-
-
-def write_conditional(run, options):
-    """Write the samples of the prompts that ConditionalOptions name."""
-    prompts, n, offset = open_prompts(options), options.nsamples, options.first_sample
-    encoder = run.model_dir.encoder
-
-    def prompts_from(first):
-        pairs = prompts.encode(encoder, run.model_dir.hparams.n_ctx, n, max(first - offset, 0))
-        return ((offset + index, ids) for index, ids in pairs)
-
-    content = output.Content(encoder, lambda index: prompts.fields((index - offset) // n),
-                             options.include_prompt)
-    write_samples(run, options, prompts_from, None, offset + len(prompts) * n, content,
-                  nsamples=n, prompts=prompts.digest,
-                  **changed(options, 'first_sample', 'include_prompt'))
-
-
-def write_samples(run, options, prompts_from, first, last, content, **settings):
-    """Make samples and write them as OutputOptions ask for.
-
-    Args:
-      prompts_from: a function from an index to an iterator over (index, ids) from there.
-      first, last: the index of the first sample and that after the last; None if not fixed.
-      content: the output.Content of a sample.
-      settings: to record beside those that all runs have.
-
-    Raises UserError if the output was made with other settings, or as `open_output` does.
-    """
-    if run.generation.logprobs and not (options.output or '').endswith('.jsonl'):
-        raise UsageError('--logprobs is for an --output that ends in .jsonl')
-    with contextlib.closing(output.open_output(options.output, first, content)) as target:
-        run = run.resume(target.settings)
-        settings = {**run.settings(options.batch_size), **settings}
-        if run.generation.seed is not None:
-            target.check({**settings, 'seed': run.generation.seed})
-        prompts = prompts_from(target.next)
-        prompt = next(prompts, None)
-        if prompt is not None:  # else the output is complete, and the model is not needed
-            write_missing(run, options, target, itertools.chain([prompt], prompts), last, settings)
-
-
-def write_missing(run, options, target, prompts, last, settings):
-    """Make the samples that `write_samples` has found missing, an index and a prompt each."""
-    decoder = run.open_decoder()
-    run = run.with_seed()
-    target.begin({**settings, 'seed': run.generation.seed, 'engine': decoder.engine,
-                  'tensorflow': runtime.tensorflow_version()})
-    batch_size = options.batch_size
-    if not options.output and last is not None:
-        batch_size = min(batch_size, last - target.next)
-    # The last bits of a result depend on the batch size, so a file always has the same one.
-    batches = run.generate(decoder, prompts, batch_size, fill=bool(options.output))
+def open_settings(settings, models_dir):
+    """Return the Run that recorded settings are of. Raises UserError if it cannot be had here."""
     try:
-        for samples in batching.finished(
-                progress.with_progress(batches, last, run.generation.length)):
-            target.write(samples)
-    finally:
-        target.flush()
+        name = settings['model']
+        if os.path.basename(name) != name:
+            raise UserError(f'{name!r} is not the name of a model')
+        model_dir = open_model_dir(name, models_dir)
+        engine, sampling, generation = (
+            options(**{field.name: settings[field.name] for field in dataclasses.fields(options)
+                       if field.name in settings})
+            for options in (EngineOptions, SamplingOptions, GenerationOptions))
+        run = fit_model(model_dir, engine, sampling, generation, conditional=False)
+        own = {**run.settings(BatchOptions(batch_size=settings['batch_size']).batch_size),
+               'tensorflow': runtime.tensorflow_version()}
+    except (KeyError, TypeError) as error:
+        raise UserError(f'the chief has settings that no run has ({error!r})')
+    differ = [name for name in own if own[name] != settings.get(name)]
+    if differ:
+        raise UserError(f'other {", ".join(differ)} than the chief has; use the same')
+    return run

@@ -1,0 +1,1 @@
+"""Many machines: a chief shares out its work, and workers do it."""

@@ -1,0 +1,145 @@
+"""What the chief and the workers say to one another: two queues in a TensorFlow server.
+
+The chief starts the server. It offers work in one queue, hears of it in the other, and says in a
+variable what the work is about. Everything is JSON.
+"""
+
+import ctypes
+import hashlib
+import json
+
+from gpt2 import runtime
+from gpt2.errors import UserError
+
+N_LEASES = 32  # that wait in the queue for a worker
+N_REPORTS = 1000
+TIMEOUT = 10  # seconds, for calls that should be answered at once
+
+
+def encode(message):
+    """Return a message as bytes."""
+    return json.dumps(message).encode('ascii')
+
+
+def digest(subject):
+    """Return a short checksum of a subject, bytes."""
+    return hashlib.sha256(subject).hexdigest()[:16]
+
+
+class LostError(Exception):
+    """The chief does not answer."""
+
+
+class LateError(LostError):
+    """A call has not been answered in time."""
+
+
+class EndedError(Exception):
+    """The chief has ended."""
+
+
+def start_server(port):
+    """Start the server of a chief; return what a Link to it takes. Raises UserError.
+
+    It listens on all addresses of the machine, and knows no password.
+    """
+    tf = runtime.import_tensorflow()
+    try:
+        with runtime.silent_stderr():
+            server = tf.train.Server({'chief': [f'localhost:{port}']}, 'chief', 0,
+                                     config=tf.ConfigProto(device_count={'GPU': 0}))
+    except tf.errors.OpError:
+        raise UserError(f'port {port} cannot be opened; another program may use it: give another '
+                        '--serve')
+    # Never deleted: TensorFlow 1 would print an error at exit.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+    return server.target
+
+
+class Link:
+    """The queues of the chief at a target such as 'grpc://host:port'.
+
+    Its methods raise LostError if the chief does not answer; a later call connects again. They
+    raise EndedError once it has closed the queues.
+    """
+
+    def __init__(self, target):
+        tf = runtime.import_tensorflow()
+        self._target, self._session = target, None
+        self._graph = tf.Graph()
+        with self._graph.as_default(), tf.device('/job:chief/task:0/cpu:0'):
+            leases = tf.FIFOQueue(N_LEASES, tf.string, [[]], shared_name='leases')
+            reports = tf.FIFOQueue(N_REPORTS, tf.string, [[]], shared_name='reports')
+            subject = tf.raw_ops.VarHandleOp(dtype=tf.string, shape=[], shared_name='subject')
+            self._message = tf.placeholder(tf.string, [])
+            self._n = tf.placeholder(tf.int32, [])
+            self._describe = tf.raw_ops.AssignVariableOp(resource=subject, value=self._message)
+            self._read_subject = tf.raw_ops.ReadVariableOp(resource=subject, dtype=tf.string)
+            self._offer, self._n_offered = leases.enqueue(self._message), leases.size()
+            self._take = leases.dequeue()
+            self._report, self._n_reports = reports.enqueue(self._message), reports.size()
+            self._hear = reports.dequeue_many(self._n)
+            self._close = leases.close(), reports.close()
+
+    # The chief's side.
+
+    def describe(self, subject):
+        """Say what the work is about, a dict."""
+        self._run(self._describe, self._encode(subject))
+
+    def room(self):
+        """Return how many more leases fit the queue."""
+        return N_LEASES - int(self._run(self._n_offered))
+
+    def offer(self, lease):
+        """Add a lease to the queue, which must have room."""
+        self._run(self._offer, self._encode(lease))
+
+    def hear(self, timeout):
+        """Return the reports that have come, as bytes; wait for one so many seconds at most."""
+        n = max(1, int(self._run(self._n_reports)))
+        reports = self._wait(self._hear, {self._n: n}, timeout)
+        return [] if reports is None else reports.tolist()
+
+    def close(self):
+        """Tell everybody who asks that the work has ended."""
+        self._run(self._close)
+
+    # The workers' side.
+
+    def subject(self):
+        """Return what the work is about, bytes."""
+        return self._run(self._read_subject)
+
+    def take(self, timeout):
+        """Return the next lease, bytes, or None if there is none for so many seconds."""
+        return self._wait(self._take, {}, timeout)
+
+    def report(self, report):
+        """Tell the chief something, a dict."""
+        self._run(self._report, self._encode(report))
+
+    def _encode(self, message):
+        return {self._message: encode(message)}
+
+    def _wait(self, fetches, feeds, timeout):
+        """Return what a queue gives within a time, or None."""
+        try:
+            return self._run(fetches, feeds, timeout)
+        except LateError:
+            return None
+
+    def _run(self, fetches, feeds=None, timeout=TIMEOUT):
+        tf = runtime.import_tensorflow()
+        try:
+            if self._session is None:
+                self._session = tf.Session(self._target, self._graph)
+            return self._session.run(fetches, feeds, options=tf.RunOptions(
+                timeout_in_ms=max(1, int(1000 * timeout))))
+        except (tf.errors.OutOfRangeError, tf.errors.CancelledError):
+            raise EndedError
+        except tf.errors.DeadlineExceededError:
+            raise LateError
+        except tf.errors.OpError:
+            self._session = None
+            raise LostError

@@ -1,0 +1,182 @@
+"""A worker: takes samples from the chief, makes them, and reports them."""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+
+from gpt2 import cli, files, runtime
+from gpt2.cluster import link
+from gpt2.errors import UserError
+from gpt2.sampling import run
+
+WAIT = 120  # seconds until a chief that does not answer is given up
+REPORT_SECONDS = 0.5
+
+
+def work(address, models_dir):
+    """Work for the chief at HOST:PORT until it has ended. Raises UserError."""
+    chief, worker = link.Link('grpc://' + address), None
+    with contextlib.suppress(link.EndedError):
+        while True:
+            subject = wait_for_subject(chief, address)
+            if worker is None or worker.digest != link.digest(subject):
+                worker = None  # whose memory the next one may need
+                worker = open_worker(chief, subject, models_dir)
+            with contextlib.suppress(link.LostError):
+                worker.work()
+
+
+def work_as_child(address, models_dir, parent):
+    """Work as a child process of the chief, and end with it."""
+    threading.Thread(target=runtime.exit_with_parent, args=(parent,), daemon=True).start()
+    try:
+        work(address, models_dir)
+    except (UserError, MemoryError) as error:
+        cli.fail(error, 1)
+
+
+def wait_for_subject(chief, address):
+    """Return what the work of the chief is about, bytes. Raises UserError if it stays silent."""
+    start, said = time.monotonic(), False
+    while True:
+        try:
+            return chief.subject()
+        except link.LostError:
+            if time.monotonic() - start > WAIT:
+                raise UserError(f'no chief answers at {address}; start it with --serve, and check '
+                                'the address')
+        if not said:
+            print(f'waiting for the chief at {address}', file=sys.stderr)
+            said = True
+        time.sleep(1)
+
+
+def open_worker(chief, subject, models_dir):
+    """Return the Worker for the work of a chief, who hears of it if there can be none.
+
+    Raises UserError if the model or TensorFlow is not the chief's.
+    """
+    try:
+        return Worker(chief, subject, models_dir)
+    except UserError as error:
+        with contextlib.suppress(link.LostError):
+            chief.report(report(link.digest(subject), note=f'cannot work: {error}'[:200]))
+        raise
+
+
+def report(digest, held=(), returned=(), finished=(), note=''):
+    """Return a report: the indices in hand and given back, finished samples, and a note.
+
+    A finished sample is its index, its tokens, and their Scores as lists, or None.
+    """
+    return {'digest': digest, 'worker': f'{socket.gethostname()[:50]}:{os.getpid()}',
+            'held': list(held), 'returned': list(returned), 'finished': list(finished),
+            'note': note}
+
+
+class Worker:
+    """Makes the samples that a chief describes."""
+
+    def __init__(self, chief, subject, models_dir):
+        """Load the model. Raises UserError if it, or TensorFlow, is not the chief's."""
+        self._chief, self.digest = chief, link.digest(subject)
+        settings = files.parse_object(subject)
+        self._run = run.open_settings(settings, models_dir)
+        self._batch_size = settings['batch_size']
+        self._decoder = self._run.open_decoder()
+
+    def work(self):
+        """Make samples until the chief has other work. Raises LostError and EndedError."""
+        with Reporter(self._chief, self.digest) as reporter:
+            while link.digest(self._chief.subject()) == self.digest:
+                lease = self._take(1)
+                if lease:
+                    for batch in self._run.generate(self._decoder, self._prompts(lease, reporter),
+                                                    self._batch_size, fill=True):
+                        reporter.add(batch)
+
+    def _prompts(self, lease, reporter):
+        """Yield the samples of a lease, and then of others as long as there are some."""
+        while lease:
+            reporter.hold(index for index, _ in lease)
+            yield from lease
+            lease = self._take(0.3)
+
+    def _take(self, timeout):
+        """Return a lease, a list of (index, ids), or None if none comes for so many seconds."""
+        data = self._chief.take(timeout)
+        if data is None:
+            return None
+        try:
+            lease = files.parse_object(data)
+            if lease['digest'] != self.digest:
+                return None
+            return [check_sample(*sample, self._run.model_dir.hparams)
+                    for sample in lease['samples']]
+        except (ValueError, TypeError, KeyError):
+            print('a lease that makes no sense was left out', file=sys.stderr)
+
+
+def check_sample(index, prompt, hparams):
+    """Return an index and a prompt. Raises ValueError or TypeError if they are none."""
+    if type(index) is not int or not 0 < len(prompt) <= hparams.n_ctx or not all(
+            type(token) is int and 0 <= token < hparams.n_vocab for token in prompt):
+        raise ValueError('not a sample')
+    return index, prompt
+
+
+class Reporter:
+    """A thread that keeps the chief informed, also while the model is busy."""
+
+    def __init__(self, chief, digest):
+        self._chief, self._digest = chief, digest
+        self._held, self._finished, self._lock = {}, [], threading.Lock()
+        self._leaving, self._ended = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        """Send what is left to send, and give back what is in hand."""
+        self._leaving.set()
+        self._thread.join()
+        self._send(leaving=True)
+
+    def hold(self, indices):
+        """Note samples that were taken."""
+        with self._lock:
+            self._held.update(dict.fromkeys(indices))
+
+    def add(self, sequences):
+        """Note those of these Sequences that are done. Raises EndedError if the chief has ended."""
+        with self._lock:
+            for sequence in sequences:
+                if sequence.done and sequence.index in self._held:
+                    del self._held[sequence.index]
+                    self._finished.append(
+                        [sequence.index, sequence.tokens, sequence.scores_as_lists()])
+        if self._ended:
+            raise link.EndedError
+
+    def _run(self):
+        while not self._leaving.wait(REPORT_SECONDS):
+            self._send()
+
+    def _send(self, leaving=False):
+        with self._lock:
+            held, finished = list(self._held), self._finished[:]
+        message = report(self._digest, () if leaving else held, held if leaving else (), finished,
+                         'left' if leaving else '')
+        try:
+            self._chief.report(message)
+            with self._lock:
+                del self._finished[:len(finished)]
+        except link.LostError:
+            pass  # it may come back
+        except link.EndedError:
+            self._ended = True

@@ -1,0 +1,404 @@
+"""Samples made by several processes: who makes which, what they say, and what if one dies."""
+import itertools
+import json
+import random
+import signal
+import socket
+import time
+import types
+
+import pytest
+
+import reference
+from gpt2 import runtime
+from gpt2.cluster import chief, link, worker
+from gpt2.cluster.leases import WINDOW, Leases
+from gpt2.errors import UserError
+from gpt2.model_dir import ModelOptions, open_model_dir
+from gpt2.sampling import batching, run
+from gpt2.sampling.options import EngineOptions, GenerationOptions, SamplingOptions
+from helpers import Command, finish, only_long
+
+pure = pytest.mark.pure
+
+SCRIPT = 'generate_unconditional_samples.py'
+END = 256  # <|endoftext|> of the tiny model
+
+
+# ---- leases ------------------------------------------------------------------------------------
+
+
+def prompts(n):
+    return ((i, [END]) for i in range(n))
+
+
+def made(index, tokens=(1, END)):
+    sequence = batching.Sequence(index, [END])
+    sequence.tokens, sequence.done = list(tokens), True
+    return sequence
+
+
+def indices(leases):
+    return [[index for index, _ in lease] for lease in leases]
+
+
+def wanted(leases):
+    return [sequence.index for sequence in leases.ready() if not sequence.done]
+
+
+@pure
+def test_leases_are_offered_in_order_as_far_as_there_is_room():
+    leases = Leases(prompts(7), 3, patience=10)
+    assert leases.offers(2, 0, now=0) == [[(0, [END]), (1, [END]), (2, [END])],
+                                          [(3, [END]), (4, [END]), (5, [END])]]
+    assert leases.offers(0, 2, now=1) == []
+    assert indices(leases.offers(5, 1, now=2)) == [[6]]
+    assert leases.offers(5, 1, now=3) == [] and not leases.complete
+
+
+@pure
+def test_what_a_silent_worker_has_taken_is_offered_again():
+    leases = Leases(prompts(4), 2, patience=10)
+    leases.offers(2, 0, now=0)
+    assert leases.offers(2, 2, now=100) == []  # nobody has taken them
+    assert leases.offers(2, 1, now=101) == []  # now somebody took the first
+    assert indices(leases.offers(1, 1, now=112)) == [[0, 1]]
+    assert leases.offers(1, 2, now=113) == []
+    leases.hear([2, 3], now=120)
+    leases.hear([2], now=125)
+    assert indices(leases.offers(1, 2, now=131)) == [[3]]
+
+
+@pure
+def test_what_is_given_back_is_offered_at_once_and_what_is_finished_never():
+    leases = Leases(prompts(3), 3, patience=10)
+    leases.offers(1, 0, now=0)
+    leases.finish(made(1))
+    leases.give_back([0, 1, 2, 77])
+    assert indices(leases.offers(1, 0, now=1)) == [[0, 2]]
+    assert leases.sequence(1) is None and leases.sequence(77) is None
+    assert leases.sequence(2).prompt == [END]
+
+
+@pure
+def test_samples_come_out_in_order_each_once():
+    leases = Leases(prompts(4), 4, patience=10)
+    leases.offers(1, 0, now=0)
+    leases.finish(made(1))
+    assert [s.index for s in leases.ready()] == [0, 1, 2, 3] and wanted(leases) == [0, 2, 3]
+    leases.finish(made(0))
+    assert [s.index for s in leases.ready() if s.done] == [0, 1]
+    for index in (2, 3):
+        leases.finish(made(index))
+    leases.offers(1, 0, now=1)
+    assert not leases.complete
+    assert [s.index for s in leases.ready()] == [2, 3] and leases.complete
+
+
+@pure
+def test_few_samples_are_in_memory():
+    leases = Leases(prompts(10**9), 100, patience=10)
+    assert sum(map(len, leases.offers(10**6, 0, now=0))) == WINDOW
+    leases.finish(made(1))
+    assert leases.offers(10, 0, now=1) == []
+    leases.finish(made(0))
+    leases.ready()
+    assert indices(leases.offers(10, 0, now=1)) == [[WINDOW, WINDOW + 1]]
+
+
+@pure
+def test_workers_that_come_and_go_at_random_lose_nothing():
+    """Simulated: workers take leases, finish samples, fall silent, and come back with old news."""
+    random_ = random.Random(0)
+    for size in (1, 4):
+        leases, queue, held, order, now = Leases(prompts(300), size, 10), [], {}, [], 0
+        while not leases.complete:
+            now += 1
+            queue += leases.offers(8 - len(queue), len(queue), now)
+            name = random_.randrange(5)
+            mine = held.setdefault(name, [])
+            if queue and random_.random() < 0.7:
+                mine += [index for index, _ in queue.pop(0)]
+            if mine and random_.random() < 0.8:
+                leases.hear(mine, now)
+                index = mine.pop(random_.randrange(len(mine)))
+                if leases.sequence(index):
+                    leases.finish(made(index))
+            if random_.random() < 0.1:
+                held[name] = []  # it was killed
+            order += [s.index for s in itertools.takewhile(lambda s: s.done, leases.ready())]
+        assert order == list(range(300))
+
+
+# ---- what a chief hears ------------------------------------------------------------------------
+
+
+class Queues:
+    """Stands in for a Link: a chief hears these reports."""
+
+    def __init__(self, reports):
+        self.reports, self.offered = reports, []
+
+    def room(self):
+        return link.N_LEASES
+
+    def offer(self, lease):
+        self.offered.append(lease)
+
+    def hear(self, timeout):
+        return [self.reports.pop(0)]
+
+
+@pytest.fixture
+def texts_from(unloaded):
+    """A function that runs a Chief on some reports: return the Sequences of its last list."""
+    model_dir = open_model_dir(unloaded[1], unloaded[3])
+
+    def run(*reports, **options):
+        run = types.SimpleNamespace(
+            model_dir=model_dir, generation=GenerationOptions(**{'length': 3, **options}))
+        leases = Leases(prompts(2), 4, patience=10)
+        *_, last = chief.Chief(Queues([*reports]), leases, run, 'abc').generate()
+        return last
+
+    return run
+
+
+def report(*finished, digest='abc', **values):
+    return json.dumps({**worker.report(digest, finished=finished), **values}).encode('utf-8')
+
+
+@pure
+def test_a_chief_makes_the_texts_from_tokens(texts_from, capsys):
+    found = texts_from(report([1, [66, 67, 68], None]), report([0, [69, END], None]))
+    assert [(s.index, s.text, s.ended) for s in found] == [(0, 'f', True), (1, 'cde', False)]
+    assert capsys.readouterr().err.count('joined') == 1
+
+
+GOOD = [0, [66, 67, 68], None]
+SCORES = [[[-1., -2.]] * 3, [[1]] * 3, [[-1.]] * 3]
+NONSENSE = [
+    b'', b'\xff', b'{', b'[]', b'7', b'null', b'[' * 100000, b'{"digest": "abc"}',
+    *(report(GOOD, **{name: value}) for name, value in [
+        ('worker', None), ('worker', 'x' * 1000), ('note', 7), ('held', 'x'), ('held', [1.5]),
+        ('held', [True]), ('returned', {}), ('returned', [None]), ('finished', 3),
+        ('finished', [[]]), ('finished', [[1, 2, 3, 4]])]),
+    *(report([0, tokens, None]) for tokens in [
+        [], [66], [66] * 4, [66, END, 66], [66, 67, 257], [66, 67, -1], [66, 67, 6.0],
+        [66, 67, '68'], [66, 67, None], 'abc', None, [10**400] * 3]),
+    *(report([0, [66, 67, 68], scores]) for scores in [
+        7, 'abc', [[]], SCORES[:2], [SCORES[0][:2], *SCORES[1:]],
+        [[[-1., float('nan')]] * 3, *SCORES[1:]], [[[-1.]] * 3, *SCORES[1:]],
+        [[['x', 'y']] * 3, *SCORES[1:]], [SCORES[0], [[300]] * 3, SCORES[2]],
+        [SCORES[0], [[1, 2]] * 3, SCORES[2]], [SCORES[0], SCORES[1], [['<script>']] * 3]]),
+    *(report([index, [66, 67, 68], None]) for index in [[], {}])]
+
+
+@pure
+@pytest.mark.parametrize('number', range(len(NONSENSE)))
+def test_a_report_that_makes_no_sense_is_left_out(texts_from, capsys, number):
+    found = texts_from(NONSENSE[number], report(GOOD), report([1, [69, 70, 71], None]))
+    assert [s.text for s in found if s.index == 1] == ['fgh']
+    assert 'makes no sense' in capsys.readouterr().err
+
+
+@pure
+def test_random_damage_to_reports(texts_from, capsys):
+    """A chief goes on, and takes in only what a worker may have made."""
+    random_ = random.Random(1)
+    good = report([0, [66, 67, 68], SCORES], [1, [69, END], [part[:2] for part in SCORES]])
+    reports = []
+    for _ in range(1000):
+        damaged = bytearray(good)
+        for _ in range(random_.randrange(1, 4)):
+            damaged[random_.randrange(len(damaged))] = random_.randrange(256)
+        reports.append(bytes(damaged[:random_.choice([len(good), random_.randrange(len(good))])]))
+    for sequence in texts_from(*reports, good, logprobs=1):
+        assert sequence.done and len(sequence.logprobs) == len(sequence.tokens)
+        assert all(0 <= token < 257 for token in sequence.tokens)
+    assert 'makes no sense' in capsys.readouterr().err
+
+
+@pure
+def test_reports_of_another_run_and_samples_that_nobody_wants_are_not_taken(texts_from):
+    found = texts_from(report([0, [70, 70, 70], None], digest='other'), report(GOOD),
+                       report([5, [66, 67, 68], None]), report([0, [71] * 3, None]),
+                       report([1, [66, 67, 68], None]))
+    assert found[-1].text == 'cde'
+
+
+@pure
+def test_a_note_of_a_worker_is_printed_without_what_a_terminal_acts_on(texts_from, capsys):
+    texts_from(report(GOOD, note='cannot work: \x1b[2J\n'), report([1, [66, 67, 68], None]))
+    assert 'cannot work: \\x1b[2J\\n\n' in capsys.readouterr().err
+
+
+# ---- what a worker takes -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tiny):
+    """The settings of a run of the tiny model."""
+    opened = run.open_run(ModelOptions(model_name='tiny', models_dir=str(tiny.models_dir)),
+                          EngineOptions(engine='graph'), SamplingOptions(),
+                          GenerationOptions(seed=4, length=5), conditional=False)
+    return {**opened.settings(batch_size=3), 'seed': 4, 'engine': 'graph',
+            'tensorflow': runtime.tensorflow_version()}
+
+
+def test_a_worker_opens_the_run_of_its_chief(tiny, settings):
+    opened = run.open_settings({**settings, 'prompts': 'abc'}, str(tiny.models_dir))
+    assert (opened.generation.seed, opened.generation.length, opened.engine.engine) == (
+        4, 5, 'graph')
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'model': '../tiny'}, 'is not the name of a model'), ({'model': 'none'}, "no model 'none'"),
+    ({'model': 7}, 'settings that no run has'), ({'weights': 'x'}, 'other weights than'),
+    ({'tensorflow': '0.1'}, 'other tensorflow than'), ({'temperature': 'hot'}, 'temperature'),
+    ({'length': None}, 'other length'), ({'top_k': -1}, 'top_k'), ({'top_k': 999}, 'top_k'),
+    ({'batch_size': 0}, 'batch_size'), ({'seed': 'x'}, 'seed'), ({'engine': 'warp'}, 'engine'),
+    ({'keep': None}, 'other keep')], ids=str)
+def test_settings_that_do_not_fit_are_refused(tiny, settings, change, words):
+    with pytest.raises(UserError) as error:
+        run.open_settings({**settings, **change}, str(tiny.models_dir))
+    assert words in str(error.value)
+
+
+LEASES = [b'', b'\xff', b'7', b'{"digest": "abc"}', *(
+    json.dumps({'digest': 'abc', 'samples': samples}).encode('utf-8') for samples in [
+        7, [7], [[0]], [['0', [1]]], [[0, []]], [[0, [1] * 33]], [[0, [257]]], [[0, ['1']]],
+        [[0, 'abc']], [[0, [1], 2]]])]
+
+
+@pytest.mark.parametrize('number', range(len(LEASES)))
+def test_a_lease_that_makes_no_sense_is_left_out(tiny, monkeypatch, capsys, number):
+    queue = [LEASES[number], None]
+    idle = worker.Worker.__new__(worker.Worker)
+    idle.digest, idle._chief = 'abc', types.SimpleNamespace(take=lambda timeout: queue.pop(0))
+    idle._run = types.SimpleNamespace(model_dir=open_model_dir('tiny', str(tiny.models_dir)))
+    assert idle._take(1) is None
+    assert 'makes no sense' in capsys.readouterr().err
+
+
+# ---- processes ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(('', 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def start_worker(tiny, port):
+    """A function that starts a worker; all are killed in the end."""
+    workers = []
+
+    def start(models_dir=tiny.models_dir):
+        workers.append(Command('worker.py', f'localhost:{port}', '--models_dir',
+                               models_dir).start())
+        return workers[-1]
+
+    yield start
+    for process in workers:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process, text):
+    """Read the stderr of a process up to a text."""
+    seen = b''
+    while text.encode('utf-8') not in seen:
+        new = process.stderr.read1(1000)
+        assert new, seen.decode('utf-8')
+        seen += new
+
+
+def test_workers_make_the_file_that_one_process_makes(tiny, port, sample, start_worker, tmp_path):
+    import generate_conditional_samples as conditional
+    prompts = ['--prompt', 'One', '--prompt', 'Two', '--nsamples', 5, '--logprobs', 2]
+    sample(conditional.continue_prompts, *prompts, '--output', tmp_path / 'one.jsonl')
+    command = Command(
+        'generate_conditional_samples.py', *tiny.flags, *prompts, '--engine', 'graph', '--seed', 4,
+        '--length', 12, '--batch_size', 3, '--serve', port, '--output', tmp_path / 'many.jsonl')
+    process = start_worker()
+    status, stdout, stderr = command.run()
+    assert (status, stdout) == (0, ''), stderr
+    assert 'whoever reaches this port' in stderr and 'joined' in stderr
+    assert (tmp_path / 'many.jsonl').read_bytes() == (tmp_path / 'one.jsonl').read_bytes()
+    assert finish(process) == (0, '', f'waiting for the chief at localhost:{port}\n')
+
+
+@only_long
+def test_processes_that_are_killed_lose_nothing(tiny, port, sample, start_worker, tmp_path):
+    """Also one that is stopped for long, and one that leaves."""
+    import generate_unconditional_samples as unconditional
+    arguments = ['--nsamples', 1500, '--stop_at', 'a']
+    sample(unconditional.sample_model, *arguments, '--output', tmp_path / 'one.jsonl')
+    command = Command(
+        'generate_unconditional_samples.py', *tiny.flags, *arguments, '--engine', 'graph', '--seed',
+        4, '--length', 12, '--batch_size', 3, '--serve', port, '--nowork', '--output',
+        tmp_path / 'many.jsonl')
+    many, random_ = tmp_path / 'many.jsonl', random.Random(0)
+    process, workers, n_killed, n_chiefs = command.start(), [start_worker() for _ in 'ab'], 0, 1
+    stopped = start_worker()
+    while process.poll() is None:
+        size = many.stat().st_size if many.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and many.exists() and many.stat().st_size == size:
+            assert time.monotonic() < deadline, 'nothing is written any more'
+            time.sleep(0.05)
+        if n_killed < 4:
+            worker_ = workers.pop(0)
+            worker_.send_signal(random_.choice([signal.SIGKILL, signal.SIGINT]))
+            workers.append(start_worker())
+            n_killed += 1
+            if n_killed == 2:
+                stopped.send_signal(signal.SIGSTOP)
+            if n_killed == 3:
+                process.kill()
+                process.communicate()
+                process, n_chiefs = command.start(), n_chiefs + 1
+    assert process.returncode == 0 and n_chiefs == 2
+    assert many.read_bytes() == (tmp_path / 'one.jsonl').read_bytes()
+    assert [finish(other)[0] for other in workers] == [0, 0]
+    stopped.send_signal(signal.SIGCONT)
+
+
+@only_long
+def test_a_worker_with_other_weights_is_refused_on_both_sides(tiny, port, start_worker, tmp_path):
+    models = tmp_path / 'models'
+    reference.write_checkpoint(models / 'tiny', tiny.hparams,
+                               reference.random_weights(tiny.hparams, seed=1))
+    process = Command(SCRIPT, *tiny.flags, '--nsamples', 2, '--length', 5, '--serve', port,
+                      '--nowork').start()
+    status, stdout, stderr = finish(start_worker(models))
+    assert (status, stdout) == (1, '')
+    assert stderr.splitlines()[-1] == ('worker.py: other weights than the chief has; use the same')
+    wait_for(process, 'cannot work: other weights')
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+
+
+def test_a_port_in_use_and_a_chief_that_is_not_there(tiny, port, call, sample, monkeypatch):
+    import generate_unconditional_samples as unconditional
+    import worker as command
+    monkeypatch.setattr(worker, 'WAIT', -1)
+    status, stdout, stderr = call(command.work, command.OPTIONS, f'localhost:{port}')
+    assert (status, stdout) == (1, '')
+    assert stderr.startswith(f'worker.py: no chief answers at localhost:{port}; start it')
+    with socket.socket() as taken:
+        taken.bind(('', port))
+        taken.listen()
+        stderr = sample(unconditional.sample_model, '--nsamples', 1, '--serve', port, status=1)[1]
+    assert f'port {port} cannot be opened; another program may use it' in stderr
+
+
+@pure
+@pytest.mark.parametrize('address', ['', 'host', 'host:', ':5', 'a b:5', 'host:5/', 'http://h:5'])
+def test_an_address_is_a_host_and_a_port(refuse, address):
+    import worker as command
+    assert refuse(command.work, command.OPTIONS, address) == (
+        2, f'--chief must be HOST:PORT, not {address!r}')
