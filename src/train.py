@@ -23,8 +23,9 @@ def train(data, output=None, model_name='124M', scratch=False, n_layer=None, n_h
     Ctrl-C ends training early: the step is completed, the loss is validated, and the weights are
     kept if they are the best. A second Ctrl-C ends it at once.
 
-    Beside the weights are metrics.jsonl, the losses, samples.txt, and training/, which TensorBoard
-    reads and --resume needs: it continues where the last validation was, even after a crash.
+    Beside the weights are metrics.jsonl, the losses, samples.txt, and training/, which --resume
+    needs: it continues where the last validation was, even after a crash. TensorBoard, which
+    `pip install tensorboard` gets, shows it: tensorboard --logdir OUTPUT_DIR/NAME/training
     You may remove training/ when you are done. The tokens of DATA are kept in a file beside it.
     """
     run.train(

@@ -281,6 +281,16 @@ def numbers_of(screen, tiny, index, prompt, length=6):
     screen.expect_exact(PROMPT)
 
 
+@pytest.mark.pure
+@pytest.mark.parametrize('lines, text', [
+    (['"""a', 'b"""'], 'a\nb'), (['"""', 'a', 'b', '"""'], 'a\nb'), (['"""a"""'], 'a'),
+    (['"""', '', ' a', '', '"""'], '\n a\n'), (['"""', '"""'], ''), (['""""""'], '')])
+def test_quotes_may_stand_on_lines_of_their_own(monkeypatch, lines, text):
+    rest = iter(lines)
+    monkeypatch.setattr('builtins.input', lambda prompt: next(rest))
+    assert terminal.read(PROMPT) == text
+
+
 def test_prompts_of_several_lines_commands_and_history(command, tiny):
     start = command(SCRIPT, *tiny.flags, '--length', 6, '--seed', 5, '--engine', 'graph')
     screen = start.spawn()

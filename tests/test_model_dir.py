@@ -82,6 +82,13 @@ def test_a_missing_directory_names_the_existing_models_and_the_download(tmp_path
     assert message.endswith('python3 download_model.py 355M')
 
 
+def test_a_folder_without_models(tmp_path):
+    message = complaint(tmp_path / '1M')
+    assert message == (f'there is no model 1M in {tmp_path}, and no other; give the right '
+                       '--models_dir, or download a released one with: '
+                       'python3 download_model.py 124M')
+
+
 def test_a_model_without_a_name(model):
     with pytest.raises(ModelError, match='there is no model'):
         model_dir.open_model_dir('', str(model))

@@ -188,7 +188,8 @@ def test_a_complete_file_is_left_alone_without_the_model(sample, refuse, monkeyp
     before = contents(tmp_path)
     forbid_the_model(monkeypatch)
     for n in (3, 4):
-        assert sample(unconditional.sample_model, '--nsamples', n, '--output', path) == ('', '')
+        assert sample(unconditional.sample_model, '--nsamples', n, '--output', path) == (
+            '', f'{path} has all these samples already; for others, give another --output\n')
     assert contents(tmp_path) == before
 
 
@@ -602,6 +603,18 @@ def test_an_output_that_is_no_regular_file_is_refused(tmp_path, name, kind):
         return
     with pytest.raises(UserError, match='it is not a regular file|Is a directory'):
         opened(path)
+
+
+@pytest.mark.pure
+@both_formats
+def test_the_folder_of_an_output_must_exist(tmp_path, name):
+    folder = os.path.realpath(str(tmp_path / 'nowhere'))
+    (tmp_path / name).symlink_to(tmp_path / 'nowhere' / name)
+    for path in (tmp_path / 'nowhere' / name, tmp_path / name):
+        with pytest.raises(UserError) as caught:
+            opened(path)
+        assert str(caught.value) == (f'{path}: there is no folder {folder}; create it, or give '
+                                     'another --output')
 
 
 @both_formats

@@ -1185,7 +1185,8 @@ def test_flags_and_texts_are_checked_before_tensorflow_is_imported(refused, mode
     assert [entry.name for entry in models.iterdir()] == ['tiny']
 
 
-@pytest.mark.parametrize('arguments, words', [([], 'DATA'), (['text'], '--output')], ids=repr)
+@pytest.mark.parametrize('arguments, words', [
+    ([], 'DATA is missing'), (['text'], '--output is missing; give the name')], ids=repr)
 def test_what_is_missing_is_named(refused_here, arguments, words):
     status, message = refused_here(*arguments, '--model_name', 'tiny')
     assert status == 2 and words in message

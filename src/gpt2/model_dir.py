@@ -85,9 +85,9 @@ def missing_model(model_name, models_dir):
     """Return the message that a model is missing, with the models that exist."""
     names = sorted(os.path.basename(os.path.dirname(path)) for path in
                    glob.glob(os.path.join(glob.escape(models_dir), '*', 'checkpoint')))
-    known = f'only: {", ".join(names)}' if names else 'and no other; is it the right --models_dir?'
-    return (f'there is no model {model_name} in {os.path.abspath(models_dir)}, {known}; '
-            'download a released one with: python3 download_model.py '
+    known = f'only: {", ".join(names)}' if names else 'and no other; give the right --models_dir'
+    return (f'there is no model {model_name} in {os.path.abspath(models_dir)}, {known}'
+            f'{";" if names else ", or"} download a released one with: python3 download_model.py '
             f'{model_name if model_name in RELEASED else RELEASED[0]}')
 
 

@@ -136,9 +136,12 @@ class Options:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), field.metadata['kind']
+            if value is None and field.default is dataclasses.MISSING:
+                raise OptionError(field.name, f'is missing; give {kind.wanted}')
             is_left_out = value is None and field.default is None
             if not is_left_out and not kind.accepts(value):
-                raise OptionError(field.name, f'must be {kind.wanted}, not {reprlib.repr(value)}')
+                given = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+                raise OptionError(field.name, f'must be {kind.wanted}, not {reprlib.repr(given)}')
 
     def with_option(self, name, value):
         """Return these options with a field changed, if they have it; a text is that of a flag."""

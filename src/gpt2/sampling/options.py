@@ -143,7 +143,8 @@ class ConditionalOptions(OutputOptions):
     """Which prompts to continue."""
 
     prompt: Union[None, str, Sequence[str]] = option(
-        None, TEXTS, 'a prompt; may be given several times')
+        None, TEXTS, 'a prompt, taken as it is: its lines are lines, and \\n is no line end; may '
+        'be given several times')
     prompts: Optional[str] = option(
         None, PATH, 'a file of prompts: a .jsonl has an object a line with a text named "prompt", '
         'a .csv a column of that name, and any other file a prompt a line; --prompts=- reads '

@@ -137,6 +137,10 @@ class ResumableFile:
         self._pending, self._flushed = collections.deque(), time.monotonic()
         try:
             descriptor = files.open_regular(path, os.O_RDWR | os.O_CREAT, follow_links=True)
+        except FileNotFoundError:
+            folder = os.path.dirname(os.path.realpath(path))
+            raise UserError(f'{path}: there is no folder {folder}; create it, or give another '
+                            '--output')
         except OSError as error:
             raise self._failed(error)
         self._file = open(descriptor, 'r+b', buffering=0)

@@ -17,7 +17,8 @@ except ImportError:
 QUOTES = '"""'
 CONTINUATION = '... '
 HISTORY_LINES = 1000
-HELP = '''A line is a prompt, and so is what you paste. """ opens and closes one of several lines.
+HELP = '''A line is a prompt, and so is what you paste. """ opens and closes one of several lines,
+at its ends or on lines of their own.
 Ctrl-C stops the samples or clears the line, and pressed again, it leaves, as does Ctrl-D.
 
 /set NAME VALUE  change an option, for example: /set temperature 0.8
@@ -71,11 +72,14 @@ def read(prompt):
 
 
 def read_block(line):
-    """Return the text that a line with opening quotes begins, without the quotes."""
+    """Return the text that a line with opening quotes begins.
+
+    It is without the quotes and the line ends beside them: as if it were pasted.
+    """
     text = line[len(QUOTES):]
     while not text.endswith(QUOTES):
         text += '\n' + input(CONTINUATION)
-    return text[:-len(QUOTES)]
+    return re.sub(r'\A\n|\n\Z', '', text[:-len(QUOTES)])
 
 
 def is_command(line):

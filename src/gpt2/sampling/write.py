@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 
 from gpt2 import runtime
 from gpt2.errors import UsageError
@@ -58,8 +59,11 @@ def write_samples(run, options, prompts_from, first, last, content, **settings):
             target.check({**settings, 'seed': run.generation.seed})
         prompts = prompts_from(target.next)
         prompt = next(prompts, None)
-        if prompt is not None:  # else the output is complete, and the model is not needed
+        if prompt is not None:
             write_missing(run, options, target, itertools.chain([prompt], prompts), last, settings)
+        elif target.settings is not None:  # the output is complete, and the model is not needed
+            print(f'{options.output} has all these samples already; for others, give another '
+                  '--output', file=sys.stderr)
 
 
 def write_missing(run, options, target, prompts, last, settings):
