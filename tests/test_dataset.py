@@ -16,6 +16,7 @@ import generate_output_dataset as command
 import reference
 from gpt2.errors import OptionError, UserError
 from gpt2.sampling import dataset, output, workers
+from gpt2.sampling.batching import Sequence
 from gpt2.sampling.options import DatasetOptions
 from helpers import Command, contents, file_names, only_long
 
@@ -204,8 +205,8 @@ def test_a_terminal_sees_how_many_texts_are_still_to_come(write, made, whole, mo
 # ---- several processes -------------------------------------------------------------------------
 
 
+@only_long
 def test_two_processes_make_the_same_files(call, flags, whole, tmp_path):
-    """Real ones."""
     assert call(command.generate_dataset, command.OPTIONS, *flags, '--seed', 4, '--processes', 2,
                 '--data_dir', tmp_path) == (0, '', '')
     assert contents(tmp_path) == whole
@@ -246,12 +247,48 @@ def test_an_error_in_a_worker_is_raised_where_it_is_received(monkeypatch, error,
     assert type(caught.value) is expected and str(caught.value) == str(error)
 
 
+class FakeRun:
+    """A Run that needs no model, and is killed when it is to make the sample `deadly`."""
+
+    model_dir = types.SimpleNamespace(encoder=types.SimpleNamespace(end_of_text=0))
+
+    def __init__(self, deadly=None):
+        self.deadly = deadly
+
+    def open_decoder(self):
+        return types.SimpleNamespace(engine='fake')
+
+    def resume(self, settings):
+        assert settings == {'engine': 'fake'}
+        return self
+
+    def generate(self, decoder, prompts, batch_size, fill):
+        for index, prompt in prompts:
+            if index == self.deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield [Sequence(index, prompt, done=True)]
+
+
+def made_by_workers(jobs):
+    """Yield the indices of the samples that two processes make for jobs."""
+    with workers.open_samples(jobs, 1, 2) as (engine, samples):
+        assert engine == 'fake'
+        for batches in samples:
+            for sequence in itertools.chain.from_iterable(batches):
+                yield sequence.index
+
+
 @pytest.mark.pure
-def test_a_worker_that_was_killed_is_one_line():
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    sender.close()
+def test_processes_share_jobs_until_one_is_killed():
+    """The other is ended."""
+    jobs = [workers.Job(FakeRun(deadly), indices) for deadly, indices in [
+        (None, range(3, 8)), (None, range(0)), (3, range(9))]]
+    indices = []
     with pytest.raises(UserError, match='a process that made texts was killed.*fewer --processes'):
-        workers.receive(receiver)
+        for index in made_by_workers(jobs):
+            indices.append(index)
+    assert indices == [*range(3, 8), 0, 1, 2]
+    assert not multiprocessing.active_children()
 
 
 def children(process):

@@ -174,8 +174,8 @@ class DatasetOptions(Options):
         'the next number as their seed; if not given, a new one is drawn and printed')
     batch_size: int = option(1, whole(1), 'texts that a process makes at the same time; more is '
                              'faster; files that are continued need the same number again')
-    processes: int = option(1, whole(1), 'processes that share the work, each with the model in '
-                            'its memory; the files are the same for any number')
+    processes: int = option(1, whole(1), 'processes that share the work of CPUs, each with the '
+                            'model in its memory; the files are the same for any number')
     data_dir: str = option('data', PATH, 'the folder of the files; created if it is missing')
 
     def __post_init__(self):
