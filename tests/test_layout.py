@@ -158,8 +158,9 @@ def test_pip_refuses_to_install_the_project(tmp_path):
     assert b'run from its clone' in done.stdout
 
 
-def test_the_commands_are_the_seven():
+def test_the_commands_are_the_eight():
     assert [pathlib.Path(MODULES[name]).name for name in COMMANDS] == [
         'convert.py', 'evaluate.py', 'generate_conditional_samples.py',
-        'generate_unconditional_samples.py', 'interactive_conditional_samples.py',
+        'generate_output_dataset.py', 'generate_unconditional_samples.py',
+        'interactive_conditional_samples.py',
         'learn_vocabulary.py', 'train.py']

@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 import warnings
 
 from gpt2.errors import UserError
@@ -95,6 +97,32 @@ def default_sigint():
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def blocked_sigint():
+    """Let Ctrl-C wait. Processes that are started meanwhile never get it."""
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def follow(parent):
+    """Make this process a worker of another: Ctrl-C is for that one, and both end together."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
+
+
+def exit_with_parent(parent):
+    """End this process soon after its parent, which could not end it if it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextlib.contextmanager

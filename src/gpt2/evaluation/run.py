@@ -10,6 +10,7 @@ import time
 from gpt2 import files
 from gpt2.errors import UserError
 from gpt2.evaluation.loglikelihood import Scorer, check_stride
+from gpt2.evaluation.pairs import PAIR_TASKS, compare_pairs
 from gpt2.evaluation.readers import read_documents
 from gpt2.evaluation.report import score_documents
 from gpt2.evaluation.tasks import STREAMS, TASKS, allowed_tokens, paper_figure
@@ -29,6 +30,9 @@ def evaluate(model, options):
     if options.task == 'score':
         documents = itertools.chain.from_iterable(map(read_documents, as_tuple(options.file)))
         score_documents(model_dir, [*documents][:options.limit], options)
+    elif options.task in PAIR_TASKS:
+        pairs = PAIR_TASKS[options.task].read(*as_tuple(options.file))
+        compare_pairs(model_dir, pairs[:options.limit], options)
     else:
         evaluate_tasks(model_dir, options)
 

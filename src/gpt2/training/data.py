@@ -13,9 +13,6 @@ import hashlib
 import operator
 import os
 import re
-import signal
-import threading
-import time
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
 import numpy as np
@@ -277,17 +274,9 @@ def encode_in_processes(encoder, texts, n):
 
 
 def start_worker(encoder, parent):
-    """Prepare a process for `work`. Ctrl-C is for the process that started it, the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
+    """Prepare a process for `work`; `parent` is the id of the process that started it."""
+    runtime.follow(parent)
     work.encoder = encoder
-
-
-def exit_with_parent(parent):
-    """End this process soon after its parent, which could not end it if it was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def work(text):
