@@ -121,7 +121,7 @@ def test_texts_are_scored_as_by_one_forward_pass_for_each_token(scorer, expected
             assert (scores.ranks == ranks)[gaps > NEAR].all()
             assert (scores.filtered_ranks == scores.ranks).all()
             assert [values.dtype for values in scores[:3]] == [np.float32, np.int32, np.int32]
-            assert scores[3:] == ((), (), ())  # nobody asked for the likeliest tokens
+            assert scores[3:] == ((), (), (), ())  # nobody asked for the likeliest tokens
     assert scorer.loglikelihood_rolling([]) == []
 
 

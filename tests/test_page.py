@@ -22,7 +22,8 @@ from gpt2.model_dir import open_model_dir
 from helpers import DATA, LONG, SRC, log_softmax, needs_data
 
 pure = pytest.mark.pure
-TEMPLATE = pathlib.Path(page.__file__).with_name('page.html').read_text(encoding='utf-8')
+STYLES = [pathlib.Path(page.__file__).with_name(name).read_text(encoding='utf-8')
+          for name in ('page.css', 'page.html')]
 CHROMIUM = shutil.which('chromium') or '/usr/bin/chromium'
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync']
@@ -232,7 +233,7 @@ def contrast(*colours):
 @pure
 @pytest.mark.parametrize('mode', [0, 1], ids=['light', 'dark'])
 def test_everybody_can_tell_the_colours_apart_and_read_the_text(mode):
-    block = re.findall(r':root \{(.*?)\}', TEMPLATE, re.DOTALL)[mode]
+    block = ''.join(re.findall(r':root \{(.*?)\}', style, re.DOTALL)[mode] for style in STYLES)
     colours = dict(re.findall(r'--(\w+): (#[0-9a-f]{6});', block))
     classes = [colours[f'c{i}'] for i in range(5)]
     for matrix in VISION.values():
