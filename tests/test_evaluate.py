@@ -482,7 +482,7 @@ def test_help_has_every_task_and_flag(call):
     status, stdout, stderr = call(evaluate.evaluate, OPTIONS, '--help')
     assert (status, stderr) == (0, '')
     listed = re.findall(r'^  (\w+)  +\S', stdout, re.MULTILINE)
-    assert listed == [*tasks.TASKS, 'all', 'score']
+    assert listed == [*tasks.TASKS, 'all', 'score', 'detect']
     assert all(f'{flag}  ' in stdout for flag in ('--data_dir', '--stride', '--html', '--raw'))
 
 

@@ -9,6 +9,7 @@ A reference is an .npz file of NumPy, uncompressed, with these arrays:
 """
 
 import io
+import re
 import struct
 import zipfile
 
@@ -22,10 +23,14 @@ from gpt2.options import LARGEST_INT
 
 FIELDS = ('model', 'weights', 'statistics', 'lengths', 'human', 'synthetic')
 NAMES = [statistic.name for statistic in STATISTICS]
-LONGEST_HEADER = 1000  # bytes; NumPy parses the header of an array as Python
+# The header of an .npy file as NumPy writes those of our arrays. NumPy itself would read it as a
+# Python expression, and arrays of objects if it were told to.
+HEADER = re.compile(r"\{'descr': '(<f8|<i8|<U\d{1,4})', 'fortran_order': False, "
+                    r"'shape': \(([\d, ]{0,40})\), \} *\n")
+MAGIC = b'\x93NUMPY\1\0'
 # What zipfile and NumPy raise when they read a damaged file.
-DAMAGE = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
-          TypeError, ValueError, struct.error, zipfile.BadZipFile)
+DAMAGE = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
+          ValueError, struct.error, zipfile.BadZipFile)
 
 
 def is_reference(path):
@@ -72,9 +77,12 @@ def read_array(archive, name):
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError('compressed')
     data = archive.read(name)
-    if data[:8] != b'\x93NUMPY\1\0' or struct.unpack('<H', data[8:10])[0] > LONGEST_HEADER:
+    start = len(MAGIC) + 2 + int.from_bytes(data[len(MAGIC):len(MAGIC) + 2], 'little')
+    header = HEADER.fullmatch(data[len(MAGIC) + 2:start].decode('ascii'))
+    if not data.startswith(MAGIC) or not header:
         raise ValueError('not an array of ours')
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    shape = [int(size) for size in header.group(2).split(',') if size.strip()]
+    return np.frombuffer(data[start:], header.group(1)).reshape(shape)
 
 
 def check_arrays(arrays):
@@ -83,6 +91,7 @@ def check_arrays(arrays):
     is_sound = (
         all(arrays[name].dtype.kind == 'U' for name in ('model', 'weights', 'statistics'))
         and arrays['model'].shape == arrays['weights'].shape == ()
+        and all(arrays[name].item() for name in ('model', 'weights'))  # fails if it is no text
         and arrays['statistics'].tolist() == NAMES
         and lengths.dtype == np.int64 and lengths.ndim == 1 and len(lengths) > 0
         and 1 <= lengths[0] and lengths[-1] <= LARGEST_INT and (np.diff(lengths) > 0).all()
