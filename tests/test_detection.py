@@ -5,7 +5,6 @@ The page of a comparison is tested in test_page.py.
 import io
 import json
 import math
-import pathlib
 import random
 import sys
 import warnings
@@ -154,6 +153,18 @@ def test_the_area_and_its_interval_are_those_of_delong(seed):
     human, synthetic = draws(seed, 20 + seed, 30 - 5 * seed, shift=seed / 2)
     assert len(set(human)) < len(human)
     assert roc.auroc(human, synthetic) == pytest.approx(pairs_auroc(human, synthetic), abs=1e-6)
+
+
+@pure
+def test_the_interval_is_the_one_that_proc_publishes():
+    """The WFNS grades, 1 to 5, of patients with a good and a poor outcome (Turck et al. 2010).
+
+    They are the example of pROC (Robin et al. 2011), whose tests have these figures.
+    """
+    grades = np.arange(1, 6)
+    good, poor = np.repeat(grades, [37, 20, 3, 8, 4]), np.repeat(grades, [2, 12, 1, 8, 18])
+    assert roc.auroc(good, poor) == pytest.approx(
+        (0.823678861788618, 0.748534887819453, 0.898822835757783), abs=1e-14)
 
 
 @pure
@@ -587,10 +598,3 @@ def test_options_of_detection_are_for_it_alone(name, value):
         EvaluationOptions(task='detect', file='x')
     sides = {'human': ('x', 'y'), 'synthetic': 'z'}
     assert EvaluationOptions(task='detect', **sides).equal_lengths
-
-
-@pure
-def test_scikit_learn_is_imported_only_where_it_is_needed():
-    paths = pathlib.Path(comparison.__file__).parent.glob('*.py')
-    assert [path.name for path in paths if 'import sklearn' in path.read_text('utf-8')
-            or 'from sklearn' in path.read_text('utf-8')] == ['tfidf.py']

@@ -80,13 +80,7 @@ def compare_files(model_dir, options):
     detectors = compare(texts, cuts, options.seed, encoder)
     by_length = [(length, compare(texts, [fixed_length(side, length) for side in lengths],
                                   options.seed, encoder)) for length in curve]
-    result = {'model': model_dir.name, 'weights': weights_digest(model_dir.path),
-              'human': as_tuple(options.human), 'synthetic': as_tuple(options.synthetic),
-              'limit': options.limit, 'stride': options.stride, 'seed': options.seed,
-              'equal_lengths': options.equal_lengths, 'tokens': describe_lengths(cuts),
-              'figures': [detector.figures for detector in detectors],
-              'by_length': [{'length': length, 'figures': [detector.figures for detector in row]}
-                            for length, row in by_length]}
+    result = as_json(model_dir, options, cuts, detectors, by_length)
     write(result, texts, lengths, curve, options)
     if options.html:
         files.write_file(options.html, [page(result, detectors, by_length)])
@@ -106,10 +100,26 @@ def check_lengths(lengths, options):
     return curve
 
 
-def describe_lengths(cuts):
-    """Return the least, mean and largest number of tokens that texts are cut to, by side."""
-    return {name: {'least': int(used.min()), 'mean': float(used.mean()), 'most': int(used.max())}
-            for name, used in zip(('human', 'synthetic'), (cut[cut > 0] for cut in cuts))}
+def as_json(model_dir, options, cuts, detectors, by_length):
+    """Return a comparison as a dict that JSON can hold.
+
+    `cuts` are how many tokens of each text were used, int [N] and [M]; `by_length` are pairs of a
+    length and the Detectors there.
+    """
+    return {'model': model_dir.name, 'weights': weights_digest(model_dir.path),
+            'human': as_tuple(options.human), 'synthetic': as_tuple(options.synthetic),
+            'limit': options.limit, 'stride': options.stride, 'seed': options.seed,
+            'equal_lengths': options.equal_lengths,
+            'tokens': {name: describe_lengths(cut[cut > 0])
+                       for name, cut in zip(('human', 'synthetic'), cuts)},
+            'figures': [detector.figures for detector in detectors],
+            'by_length': [{'length': length, 'figures': [detector.figures for detector in others]}
+                          for length, others in by_length]}
+
+
+def describe_lengths(lengths):
+    """Return the least, mean and largest of some numbers of tokens."""
+    return {'least': int(lengths.min()), 'mean': float(lengths.mean()), 'most': int(lengths.max())}
 
 
 def write(result, texts, lengths, curve, options):
