@@ -95,7 +95,7 @@ def intervals(figures_by_length):
         columns += (f'<span style="--low:{100 * low:.1f};--high:{100 * high:.1f};'
                     f'--value:{100 * figures["auroc"]:.1f}"><i></i><b></b></span>')
         labels.append(f'{figures["auroc"]:.3f} at {length:,} tokens')
-    return figure('', 'AUROC by tokens read, 0 to 1', ', '.join(labels),
+    return figure('', 'AUROC by tokens read', ', '.join(labels),
                   f'<div class="intervals">{columns}</div>', 'lengths',
                   [f'{length:,}' for length, _ in figures_by_length])
 

@@ -1,11 +1,14 @@
 """What the task detect shows on a terminal, and its words of caution."""
 
+import textwrap
+
 from gpt2.detection.comparison import TFIDF
 from gpt2.detection.statistics import STATISTICS
 
 HEADINGS = {statistic.name: statistic.heading for statistic in (*STATISTICS, TFIDF)}
 COLUMNS = ('AUROC', '95 % interval', 'accuracy', 'TPR at 1 % FPR')
 WIDTHS = (8, 15, 10, 16)  # of COLUMNS on a terminal
+LINE = 100  # characters of sentences there
 PLACEMENT_COLUMNS = ('value', 'human beyond: FPR', 'synthetic beyond: TPR')
 PLACEMENT_WIDTHS = (10, 24, 24)
 
@@ -74,14 +77,15 @@ def rows(result):
 def comparison_lines(result):
     """Yield the lines that show a comparison on a terminal."""
     widths = [*WIDTHS, *(len(heading) + 2 for heading in headings(result)[len(WIDTHS):])]
-    yield description(result)
+    yield from textwrap.wrap(description(result), LINE)
     yield ''
     yield line('statistic', headings(result), widths)
     for figures, texts in rows(result):
         yield line(HEADINGS[figures['statistic']], texts, widths)
     yield ''
-    yield ('Accuracies are of one half of the texts, at the best threshold for the other half. The '
-           'last columns are the AUROC of the first tokens of texts that have so many.')
+    yield from textwrap.wrap(
+        'Accuracies are of one half of the texts, at the best threshold for the other half. The last '
+        'columns have the AUROC of the first tokens of texts that have so many.', LINE)
 
 
 def placement_lines(names, results):
@@ -99,7 +103,7 @@ def placement_lines(names, results):
                          share(figures['synthetic_beyond'], figures['synthetic_texts'])]
                 yield line('  ' + HEADINGS[statistic], texts, PLACEMENT_WIDTHS)
         yield ''
-    yield CAUTION
+    yield from textwrap.wrap(CAUTION, LINE)
 
 
 def share(count, total):
