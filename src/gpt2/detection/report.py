@@ -84,8 +84,8 @@ def comparison_lines(result):
         yield line(HEADINGS[figures['statistic']], texts, widths)
     yield ''
     yield from textwrap.wrap(
-        'Accuracies are of one half of the texts, at the best threshold for the other half. The last '
-        'columns have the AUROC of the first tokens of texts that have so many.', LINE)
+        'Accuracies are of one half of the texts, at the best threshold for the other half. The '
+        'last columns have the AUROC of the first tokens of texts that have so many.', LINE)
 
 
 def placement_lines(names, results):
