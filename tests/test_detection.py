@@ -487,8 +487,15 @@ def test_the_command_measures_the_files_it_is_given(call, sides, tiny, tmp_path)
     assert json.loads((tmp_path / 'results.json').read_text()) == result
     # Other lengths, with one side longer.
     _, stdout, _ = call(evaluate.evaluate, OPTIONS, *sides, '--noequal_lengths', '--limit', 12)
+    assert result['left_out'] == {'human': 0, 'synthetic': 0}
     tokens = json.loads(stdout)['tokens']
     assert tokens['human'] != tokens['synthetic']
+    # More texts of one side, and an empty one.
+    with (tmp_path / 'synthetic.jsonl').open('a') as file:
+        file.write('{"text": ""}\n{"text": "more"}\n')
+    found = json.loads(call(evaluate.evaluate, OPTIONS, *sides)[1])
+    assert found['left_out'] == {'human': 0, 'synthetic': 2}
+    assert found['tokens'] == result['tokens']
 
 
 def test_a_terminal_shows_a_table_of_figures(call, sides):

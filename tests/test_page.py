@@ -426,8 +426,8 @@ def detection(model_dir):
     detectors = compare(sides, lengths, seed=0)
     by_length = [(length, compare(sides, [np.full(30, length)] * 2, seed=0)) for length in (5, 20)]
     hostile = dataclasses.replace(model_dir, name='<b>&\x1b[2J')
-    result = as_json(hostile, EvaluationOptions(task='detect', human='x', synthetic='y'), lengths,
-                     detectors, by_length)
+    result = as_json(hostile, EvaluationOptions(task='detect', human='x', synthetic='y'), [32, 30],
+                     lengths, detectors, by_length)
     return detection_page.page(result, detectors, by_length), result
 
 
@@ -438,6 +438,7 @@ def test_the_page_of_detection_has_the_figures(detection):
     assert parser.open == [] and not {'script', 'img'} & {*parser.tags}
     assert parser.text_of('h1') == ['How well <b>&\ufffd[2J tells texts apart']
     assert re.search(r'30 human and 30 synthetic texts.*equal lengths: 20 tokens each', text)
+    assert '2 human and 0 synthetic texts more are left out' in text
     assert "default-src 'none'" in text and not re.search(r'https?:', text)
     headings = parser.text_of('h2')
     assert headings == [*(s.heading for s in STATISTICS), 'Published figures']

@@ -45,6 +45,10 @@ def description(result):
     else:
         sentences.append(f'The texts have their own lengths: human ones {words[0]}, synthetic ones '
                          f'{words[1]}. Differences in length may help to tell them apart.')
+    if any(result['left_out'].values()):
+        sentences.append('{human:,} human and {synthetic:,} synthetic texts more are left out: '
+                         'they are empty, or the other side has fewer.'.format(
+                             **result['left_out']))
     return ' '.join(sentences)
 
 

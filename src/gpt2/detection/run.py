@@ -68,9 +68,9 @@ def compare_files(model_dir, options):
     """Measure how well human and synthetic texts are told apart; write what the options name."""
     if options.baseline:
         require_sklearn()
-    sides = [[pair for pair in encode(model_dir.encoder, read_files(paths, options.limit))
-              if pair[1]]  # nothing can be said about an empty text
-             for paths in (options.human, options.synthetic)]
+    documents = [read_files(paths, options.limit) for paths in (options.human, options.synthetic)]
+    sides = [[pair for pair in encode(model_dir.encoder, side) if pair[1]]
+             for side in documents]  # nothing can be said about an empty text
     lengths = [np.array([len(tokens) for _, tokens in pairs]) for pairs in sides]
     curve = check_lengths(lengths, options)
     texts = score(model_dir, sides[0] + sides[1], options)
@@ -80,7 +80,8 @@ def compare_files(model_dir, options):
     detectors = compare(texts, cuts, options.seed, encoder)
     by_length = [(length, compare(texts, [fixed_length(side, length) for side in lengths],
                                   options.seed, encoder)) for length in curve]
-    result = as_json(model_dir, options, cuts, detectors, by_length)
+    result = as_json(model_dir, options, [len(side) for side in documents], cuts, detectors,
+                     by_length)
     write(result, texts, lengths, curve, options)
     if options.html:
         files.write_file(options.html, [page(result, detectors, by_length)])
@@ -100,18 +101,22 @@ def check_lengths(lengths, options):
     return curve
 
 
-def as_json(model_dir, options, cuts, detectors, by_length):
+def as_json(model_dir, options, n_documents, cuts, detectors, by_length):
     """Return a comparison as a dict that JSON can hold.
 
-    `cuts` are how many tokens of each text were used, int [N] and [M]; `by_length` are pairs of a
-    length and the Detectors there.
+    `n_documents` are the numbers of human and synthetic documents; `cuts` how many tokens of each
+    text of these sides were used, int [N] and [M]; `by_length` are pairs of a length and the
+    Detectors there.
     """
+    used = [cut[cut > 0] for cut in cuts]
+    names = ('human', 'synthetic')
     return {'model': model_dir.name, 'weights': weights_digest(model_dir.path),
             'human': as_tuple(options.human), 'synthetic': as_tuple(options.synthetic),
             'limit': options.limit, 'stride': options.stride, 'seed': options.seed,
             'equal_lengths': options.equal_lengths,
-            'tokens': {name: describe_lengths(cut[cut > 0])
-                       for name, cut in zip(('human', 'synthetic'), cuts)},
+            'left_out': {name: n - len(lengths)
+                         for name, n, lengths in zip(names, n_documents, used)},
+            'tokens': dict(zip(names, map(describe_lengths, used))),
             'figures': [detector.figures for detector in detectors],
             'by_length': [{'length': length, 'figures': [detector.figures for detector in others]}
                           for length, others in by_length]}
