@@ -356,6 +356,7 @@ def with_nan(values):
     lambda a: {'human': a['human'].astype(np.float32)}, lambda a: {'human': a['human'][:1]},
     lambda a: {'human': a['human'][:, :9]}, lambda a: {'human': a['human'][..., :7]},
     lambda a: {'human': -a['human']}, lambda a: {'synthetic': a['synthetic'] + np.inf},
+    lambda a: {'synthetic': a['synthetic'] * [np.inf, 1, 1, 1, 1, 1, 1, 1]},
     lambda a: {'synthetic': with_nan(a['synthetic'])}, lambda a: {'synthetic': np.float64(3)},
     lambda a: {'lengths': a['lengths'][::-1]}, lambda a: {'lengths': a['lengths'] * 0},
     lambda a: {'lengths': np.array([], int)}, lambda a: {'lengths': np.array(['a', 'b'])},

@@ -108,7 +108,7 @@ def is_sound_side(values, n_lengths):
     is_missing = np.isnan(values)
     used = [row[~missing[:, 0]] for row, missing in zip(values, is_missing)]
     return (is_missing.all(axis=2) == is_missing.any(axis=2)).all() and all(
-        len(rows) >= FEWEST_TEXTS and all(
+        len(rows) >= FEWEST_TEXTS and np.isfinite(rows).all() and all(
             (statistic.low <= column).all() and (column <= statistic.high).all()
             for statistic, column in zip(STATISTICS, rows.T)) for rows in used)
 
