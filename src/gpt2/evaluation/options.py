@@ -56,8 +56,8 @@ class EvaluationOptions(Options):
     lengths: int = option(None, COUNTS, 'of detect: measure also on the first tokens of texts, so '
                                         'many each time, where both sides have such texts; if not '
                                         'given, 50,100,200,500,1000')
-    baseline: bool = option(False, SWITCH, 'of detect: also train logistic regression on TF-IDF of '
-                                           'words, for which scikit-learn must be installed')
+    baseline: bool = option(False, SWITCH, 'of detect: with scikit-learn, which must be installed, '
+                                           'also train logistic regression on TF-IDF of words')
     seed: int = option(0, whole(0), 'of detect: which half of the texts chooses thresholds, and '
                                     'trains the baseline')
 
