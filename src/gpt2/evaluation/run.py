@@ -8,6 +8,7 @@ import os
 import time
 
 from gpt2 import files
+from gpt2.detection.run import detect
 from gpt2.errors import UserError
 from gpt2.evaluation.loglikelihood import Scorer, check_stride
 from gpt2.evaluation.pairs import PAIR_TASKS, compare_pairs
@@ -26,8 +27,12 @@ def evaluate(model, options):
     # Whatever can be checked is checked before TensorFlow is imported.
     model_dir = open_model_dir(model.model_name, model.models_dir)
     check_stride(options.stride, model_dir.hparams.n_ctx)
-    check_outputs(as_tuple(options.file), options.output, options.html)
-    if options.task == 'score':
+    sources = (options.file, options.human, options.synthetic, options.reference)
+    check_outputs([*itertools.chain.from_iterable(map(as_tuple, sources))], options.output,
+                  options.html)
+    if options.task == 'detect':
+        detect(model_dir, options)
+    elif options.task == 'score':
         documents = itertools.chain.from_iterable(map(read_documents, as_tuple(options.file)))
         score_documents(model_dir, [*documents][:options.limit], options)
     elif options.task in PAIR_TASKS:
