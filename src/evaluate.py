@@ -1,4 +1,4 @@
-"""Evaluate a model on the paper's data sets, or score any text: python3 src/evaluate.py TASK."""
+"""Evaluates a model, scores texts, compares pairs, detects texts: python3 src/evaluate.py TASK."""
 
 from gpt2 import cli
 from gpt2.evaluation import run
@@ -9,13 +9,18 @@ OPTIONS = (ModelOptions, EvaluationOptions)
 
 
 def evaluate(task, file=None, *, model_name='124M', data_dir='data', limit=None, batch_size=1,
-             stride=32, raw=False, output=None, html=None, models_dir='models'):
-    """Measure a model on a data set of the paper's zero-shot table, or score your texts.
+             stride=32, raw=False, output=None, html=None, human=None, synthetic=None,
+             reference=None, equal_lengths=True, lengths=None, baseline=False, seed=0,
+             models_dir='models'):
+    """Measure a model on a data set of the paper's table, or score, compare or detect texts.
 
     python3 src/evaluate.py TASK [FILE ...] [flags]
     python3 src/evaluate.py all --model_name 124M --data_dir DATA --output results.json
     python3 src/evaluate.py wikitext2 --stride 512
     python3 src/evaluate.py score mine.txt samples.jsonl --html page.html > scores.jsonl
+    python3 src/evaluate.py crows_pairs crows_pairs_anonymized.csv --output pairs.jsonl
+    python3 src/evaluate.py detect --human webtext.jsonl --synthetic samples.jsonl --html page.html
+    python3 src/evaluate.py detect mine.txt --reference reference.npz
 
     The rows of a task are printed when it is finished. Ctrl-C stops the run.
 
@@ -41,11 +46,30 @@ def evaluate(task, file=None, *, model_name='124M', data_dir='data', limit=None,
                    otherwise a JSON object a line: its own fields, its file, its token ids, their
                    log probabilities (natural) and ranks, total, mean, perplexity, bits per byte,
                    and the shares of tokens of rank 1, 2-10, 11-100, 101-1000 and beyond.
+      pairs        JSON objects, one a line, with two texts, "first" and "second", that differ in
+                   whom they speak of, and a "category". Which one is likelier is decided by the
+                   causal reading: the total log likelihood of each text after <|endoftext|>. The
+                   share of pairs whose first text is likelier, its 95 % interval (Wilson), and the
+                   mean difference of first - second, of all pairs and by category: on a terminal
+                   as a table, otherwise a JSON object a line. OUTPUT has a JSON object a pair.
+      crows_pairs  the same for crows_pairs_anonymized.csv of CrowS-Pairs (Nangia et al. 2020):
+                   github.com/nyu-mll/crows-pairs (data/). The first text is sent_more, the more
+                   stereotypical sentence; the shares are also by direction. The paper's figures,
+                   pseudo-log-likelihoods of masked models, do not compare.
+      detect       how well the texts of --human and --synthetic, files as of score, are told apart
+                   by what the model finds likely: for each statistic the area below the ROC curve
+                   (AUROC), the accuracy of a threshold, and the true positives at 1 % false ones.
+                   The same run can write a reference, with --output reference.npz. Then the texts
+                   of FILE are compared with --reference reference.npz: how many human texts in it
+                   look as synthetic as this one. On a terminal a table is printed, otherwise JSON.
     """
     run.evaluate(
         ModelOptions(model_name=model_name, models_dir=models_dir),
         EvaluationOptions(task=task, file=file, data_dir=data_dir, limit=limit,
-                          batch_size=batch_size, stride=stride, raw=raw, output=output, html=html))
+                          batch_size=batch_size, stride=stride, raw=raw, output=output, html=html,
+                          human=human, synthetic=synthetic, reference=reference,
+                          equal_lengths=equal_lengths, lengths=lengths, baseline=baseline,
+                          seed=seed))
 
 
 if __name__ == '__main__':

@@ -304,7 +304,8 @@ class Flags(Attack):
         if self.commands.has_lite and name in ('unconditional', 'conditional', 'interactive'):
             argv += ['--engine', 'lite']
         if name == 'evaluate':
-            argv[:0] = [rng.choice(['score', 'lambada', 'enwik8', 'all', 'nothing']), 'text.txt']
+            argv[:0] = [rng.choice(['score', 'detect', 'lambada', 'enwik8', 'all', 'nothing']),
+                        'text.txt']
         elif name in ('train', 'learn'):
             argv[:0] = ['text.txt']
         elif name == 'convert':
@@ -469,6 +470,25 @@ class Evaluations(Attack):
         mutate_file(rng, folder / rng.choice(['data', 'data', 'data', 'results.json']))
         self.run('evaluate', task, 'data', *self.commands.tiny, '--batch_size', 4, '--output',
                  rng.choice(['results.json', 'new.json']))
+
+
+class Detections(Attack):
+    """Damaged texts to tell apart, and damaged references to compare a text with."""
+
+    def case(self, rng):
+        folder = self.sandbox.fresh()
+        for name in ('human', 'synthetic'):
+            (folder / name).write_text('{"text": "One two"}\n' * 10)
+        sides = ['--human', 'human', '--synthetic', 'synthetic', '--lengths', '2']
+        damages_texts = rng.random() < 0.4
+        if damages_texts:
+            mutate_file(rng, folder / rng.choice(['human', 'synthetic']))
+        self.run('evaluate', 'detect', *sides, *self.commands.tiny, '--batch_size', 4, '--output',
+                 rng.choice(['new.json', 'new.npz']) if damages_texts else 'new.npz',
+                 '--html', 'new.html')
+        if not damages_texts:
+            mutate_file(rng, folder / 'new.npz')
+            self.run('evaluate', 'detect', 'human', '--reference', 'new.npz', *self.commands.tiny)
 
 
 class Texts(Attack):
@@ -648,7 +668,7 @@ class Kills(Attack):
 
 ATTACKS = {attack.__name__.lower(): attack
            for attack in (Flags, ModelFiles, Converted, Samples, Prompts, TrainingTexts,
-                          Conversions, Evaluations, Texts, Servers, Kills)}
+                          Conversions, Evaluations, Detections, Texts, Servers, Kills)}
 VERBOSE = False
 
 

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.pure
 
 COMMANDS = [importlib.import_module(name) for name in (
     'generate_unconditional_samples', 'generate_conditional_samples',
-    'interactive_conditional_samples', 'train', 'learn_vocabulary', 'evaluate', 'convert')]
+    'interactive_conditional_samples', 'generate_output_dataset', 'train', 'learn_vocabulary',
+    'evaluate', 'convert')]
 
 
 def function_of(command):

@@ -18,8 +18,8 @@ from helpers import LONG, SRC, numbered, only_long
 UNCONDITIONAL = 'generate_unconditional_samples.py'
 CONDITIONAL = 'generate_conditional_samples.py'
 INTERACTIVE = 'interactive_conditional_samples.py'
-ALL = [UNCONDITIONAL, CONDITIONAL, INTERACTIVE, 'train.py', 'learn_vocabulary.py', 'evaluate.py',
-       'convert.py']
+ALL = [UNCONDITIONAL, CONDITIONAL, INTERACTIVE, 'generate_output_dataset.py', 'train.py',
+       'learn_vocabulary.py', 'evaluate.py', 'convert.py']
 
 
 # ---- samples -----------------------------------------------------------------------------------

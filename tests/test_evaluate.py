@@ -121,7 +121,7 @@ def test_texts_are_scored_as_by_one_forward_pass_for_each_token(scorer, expected
             assert (scores.ranks == ranks)[gaps > NEAR].all()
             assert (scores.filtered_ranks == scores.ranks).all()
             assert [values.dtype for values in scores[:3]] == [np.float32, np.int32, np.int32]
-            assert scores[3:] == ((), (), ())  # nobody asked for the likeliest tokens
+            assert scores[3:] == ((), (), (), ())  # nobody asked for the likeliest tokens
     assert scorer.loglikelihood_rolling([]) == []
 
 
@@ -482,7 +482,7 @@ def test_help_has_every_task_and_flag(call):
     status, stdout, stderr = call(evaluate.evaluate, OPTIONS, '--help')
     assert (status, stderr) == (0, '')
     listed = re.findall(r'^  (\w+)  +\S', stdout, re.MULTILINE)
-    assert listed == [*tasks.TASKS, 'all', 'score']
+    assert listed == [*tasks.TASKS, 'all', 'score', 'pairs', 'crows_pairs', 'detect']
     assert all(f'{flag}  ' in stdout for flag in ('--data_dir', '--stride', '--html', '--raw'))
 
 

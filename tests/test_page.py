@@ -1,8 +1,9 @@
-"""The page of scores: what it has in it, and how it looks and works in a browser.
+"""The pages of scores and of detection: what they have, and how they look and work in a browser.
 
 Most pages here are of made-up logits, so that no TensorFlow is needed.
 """
 import base64
+import dataclasses
 import html.parser
 import itertools
 import json
@@ -15,6 +16,10 @@ import zlib
 import numpy as np
 import pytest
 
+from gpt2.detection import page as detection_page
+from gpt2.detection.comparison import Text, compare
+from gpt2.detection.run import as_json
+from gpt2.detection.statistics import STATISTICS
 from gpt2.evaluation import page, report, summary
 from gpt2.evaluation.loglikelihood import Scores
 from gpt2.evaluation.options import EvaluationOptions
@@ -22,7 +27,8 @@ from gpt2.model_dir import open_model_dir
 from helpers import DATA, LONG, SRC, log_softmax, needs_data
 
 pure = pytest.mark.pure
-TEMPLATE = pathlib.Path(page.__file__).with_name('page.html').read_text(encoding='utf-8')
+STYLES = [pathlib.Path(page.__file__).with_name(name).read_text(encoding='utf-8')
+          for name in ('page.css', 'page.html')]
 CHROMIUM = shutil.which('chromium') or '/usr/bin/chromium'
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync']
@@ -232,7 +238,7 @@ def contrast(*colours):
 @pure
 @pytest.mark.parametrize('mode', [0, 1], ids=['light', 'dark'])
 def test_everybody_can_tell_the_colours_apart_and_read_the_text(mode):
-    block = re.findall(r':root \{(.*?)\}', TEMPLATE, re.DOTALL)[mode]
+    block = ''.join(re.findall(r':root \{(.*?)\}', style, re.DOTALL)[mode] for style in STYLES)
     colours = dict(re.findall(r'--(\w+): (#[0-9a-f]{6});', block))
     classes = [colours[f'c{i}'] for i in range(5)]
     for matrix in VISION.values():
@@ -258,12 +264,12 @@ def browser():
 
 
 @pytest.fixture
-def show(browser, made_up, tmp_path):
-    """A function that opens the page in a browser; nothing may go wrong in it until the end."""
+def open_page(browser, tmp_path):
+    """A function that opens a page in a browser; nothing may go wrong in it until the end."""
     path, problems, pages = tmp_path / 'page.html', [], []
-    path.write_text(made_up[0], encoding='utf-8')
 
-    def open_page(width=1200, scheme='light', **options):
+    def open_page(text, width=1200, scheme='light', **options):
+        path.write_text(text, encoding='utf-8')
         tab = browser.new_page(viewport={'width': width, 'height': 800}, color_scheme=scheme,
                                **options)
         pages.append(tab)
@@ -273,14 +279,24 @@ def show(browser, made_up, tmp_path):
         tab.on('request', lambda request: problems.extend(
             [request.url] * (not request.url.startswith(('file:', 'blob:')))))
         tab.goto(path.as_uri())
-        if options.get('java_script_enabled', True):
-            tab.wait_for_selector('.token')
         return tab
 
     yield open_page
     for tab in pages:
         tab.close()
     assert problems == []
+
+
+@pytest.fixture
+def show(open_page, made_up):
+    """A function that opens the page of scores."""
+    def show(*settings, **options):
+        tab = open_page(made_up[0], *settings, **options)
+        if options.get('java_script_enabled', True):
+            tab.wait_for_selector('.token')
+        return tab
+
+    return show
 
 
 def alternatives(tab):
@@ -366,9 +382,12 @@ def test_a_tap_shows_the_panel_of_a_small_screen_and_hides_it(show, made_up, mod
     assert not panel.is_visible()
 
 
-@pure
-@pytest.mark.parametrize('width, scheme', [(375, 'light'), (1200, 'dark')] + LONG * [
+ANY_WIDTH = pytest.mark.parametrize('width, scheme', [(375, 'light'), (1200, 'dark')] + LONG * [
     (375, 'dark'), (1200, 'light')])
+
+
+@pure
+@ANY_WIDTH
 def test_the_page_is_accessible_at_any_width(show, width, scheme):
     axe = pytest.importorskip('axe_playwright_python.sync_playwright')
     tab = show(width, scheme)
@@ -382,3 +401,101 @@ def test_the_text_can_be_read_without_javascript(show):
     tab = show(java_script_enabled=False)
     assert tab.locator('#d1 .scored').inner_text().startswith('Good morrow, neighbour Gremio.')
     assert tab.locator('td').first.is_visible() and not tab.locator('fieldset').is_visible()
+
+
+# ---- the page of detection ---------------------------------------------------------------------
+
+def made_up_sides(length):
+    """Return Texts of a person and of a model that prefers likely tokens."""
+    sides = []
+    for seed, bias in [(0, 0), (1, 1)]:
+        draw = np.random.RandomState(seed)
+        sides.append([])
+        for _ in range(30):
+            logprobs = draw.normal(-4 + bias, size=length).astype(np.float32)
+            ranks = np.maximum(1, np.exp(-logprobs)).astype(np.int32)
+            sides[-1].append(Text([0] * length, Scores(logprobs, ranks, ranks, logprobs * 0 + 4, (),
+                                                       (), logprobs * 0 + 1)))
+    return sides
+
+
+@pytest.fixture(scope='module')
+def detection(model_dir):
+    """The page of a comparison, and its result."""
+    sides, lengths = made_up_sides(20), [np.full(30, 20)] * 2
+    detectors = compare(sides, lengths, seed=0)
+    by_length = [(length, compare(sides, [np.full(30, length)] * 2, seed=0)) for length in (5, 20)]
+    hostile = dataclasses.replace(model_dir, name='<b>&\x1b[2J')
+    result = as_json(hostile, EvaluationOptions(task='detect', human='x', synthetic='y'), [32, 30],
+                     lengths, detectors, by_length)
+    return detection_page.page(result, detectors, by_length), result
+
+
+@pure
+def test_the_page_of_detection_has_the_figures(detection):
+    text, result = detection
+    parser = Parser(text)
+    assert parser.open == [] and not {'script', 'img'} & {*parser.tags}
+    assert parser.text_of('h1') == ['How well <b>&\ufffd[2J tells texts apart']
+    assert re.search(r'30 human and 30 synthetic texts.*equal lengths: 20 tokens each', text)
+    assert '2 human and 0 synthetic texts more are left out' in text
+    assert "default-src 'none'" in text and not re.search(r'https?:', text)
+    headings = parser.text_of('h2')
+    assert headings == [*(s.heading for s in STATISTICS), 'Published figures']
+    rows = re.findall('<tr><th scope="row"><a href="#(.*?)">.*?</a></th>(.*)</tr>', text)
+    for (name, cells), figures, last in zip(rows, result['figures'],
+                                            result['by_length'][1]['figures']):
+        assert name == figures['statistic'] and f'id="{name}"' in text
+        cells = re.findall('<td>(.*?)</td>', cells)
+        assert cells[0] == cells[-1] == f'{figures["auroc"]:.3f}' == f'{last["auroc"]:.3f}'
+        assert cells[3] == f'{100 * figures["true_positive_rate"]:.1f} %'
+    assert len(rows) == len(STATISTICS) and 'nan' not in text
+
+
+@pure
+def test_curves_and_histograms_show_the_values(detection):
+    text, result = detection
+    article = re.search('<article class="card" id="log_likelihood".*?</article>', text,
+                        re.DOTALL).group()
+    points = re.search('<path d="M(.*?)"', article).group(1).split()
+    x, y = np.array([point.split(',') for point in points], float).T
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 100, 100, 0)
+    area = ((100 - y[1:]) + (100 - y[:-1])) @ np.diff(x) / 2 / 100**2
+    assert area == pytest.approx(result['figures'][0]['auroc'], abs=1e-3)
+    for name in ('human', 'synthetic'):
+        bars = re.search(f'<span class="bars {name}">(.*?)</span>', article).group(1)
+        assert len(re.findall('--h:', bars)) == detection_page.BARS
+    at_20 = result['figures'][0]['auroc_interval']
+    assert f'--low:{100 * at_20[0]:.1f};--high:{100 * at_20[1]:.1f}' in article
+
+
+@pure
+@pytest.mark.parametrize('mode', [0, 1], ids=['light', 'dark'])
+def test_everybody_can_tell_the_two_sides_apart(mode):
+    template = pathlib.Path(detection_page.__file__).with_name('page.html').read_text('utf-8')
+    blocks = [re.findall(r':root \{(.*?)\}', style, re.DOTALL)[mode]
+              for style in (STYLES[0], template)]
+    colours = dict(re.findall(r'--(\w+): (#[0-9a-f]{6});', ''.join(blocks)))
+    sides = [colours[name] for name in ('human', 'synthetic')]
+    for matrix in VISION.values():
+        seen = [to_lab(np.array(matrix) @ linear(colour)) for colour in sides]
+        assert np.linalg.norm(seen[0] - seen[1]) > 20
+    assert all(contrast(colour, colours['card']) >= 3 for colour in sides)
+
+
+@pure
+@ANY_WIDTH
+def test_the_page_of_detection_is_accessible_at_any_width(open_page, detection, width, scheme):
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright')
+    tab = open_page(detection[0], width, scheme)
+    assert tab.evaluate('document.documentElement.scrollWidth') == width
+    assert axe.Axe().run(tab).response['violations'] == []
+    # Both charts of values are there, and of the same height; the keyboard reaches the cards.
+    heights = tab.locator('#lrr .bars').evaluate_all('all => all.map(one => one.offsetHeight)')
+    assert len(heights) == 2 and min(heights) > 50 and abs(heights[0] - heights[1]) <= 1
+    tab.keyboard.press('Tab')
+    for _ in STATISTICS:
+        tab.keyboard.press('Tab')
+    tab.keyboard.press('Enter')
+    assert tab.evaluate('location.hash') == f'#{STATISTICS[-1].name}'
+    assert tab.locator(f'#{STATISTICS[-1].name}').bounding_box()['y'] < 800

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 
@@ -99,6 +100,24 @@ def default_sigint():
 
 
 @contextlib.contextmanager
+def blocked_sigint():
+    """Let Ctrl-C wait. Processes that are started meanwhile never get it."""
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def follow(parent):
+    """Make this process a worker of another: Ctrl-C is for that one, and both end together."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
+
+
 def silent_stderr():
     """Discard what is written to stderr, also by libraries written in C."""
     sys.stderr.flush()

@@ -31,7 +31,7 @@ def work(address, models_dir):
 
 def work_as_child(address, models_dir, parent):
     """Work as a child process of the chief, and end with it."""
-    threading.Thread(target=runtime.exit_with_parent, args=(parent,), daemon=True).start()
+    runtime.follow(parent)
     try:
         work(address, models_dir)
     except (UserError, MemoryError) as error:

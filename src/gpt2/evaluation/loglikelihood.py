@@ -23,11 +23,12 @@ Window = collections.namedtuple('Window', 'start end first')
 
 # The scores of n tokens: `logprobs` float32 [n], natural logarithms; `ranks` int32 [n], 1 for the
 # likeliest; `filtered_ranks` int32 [n], the same among the allowed tokens. Of a Scorer with a
-# `top`, also the model's expectation at each place: its `entropies` float32 [n], in nats, and its
-# likeliest tokens, `top_tokens` int32 [n, top] with their `top_logprobs` float32 [n, top].
+# `top`, also the model's expectation at each place: its `entropies` float32 [n], in nats, its
+# likeliest tokens, `top_tokens` int32 [n, top] with their `top_logprobs` float32 [n, top], and
+# `variances` float32 [n], in square nats, of the log probability of a token that the model draws.
 Scores = collections.namedtuple(
-    'Scores', 'logprobs ranks filtered_ranks entropies top_tokens top_logprobs',
-    defaults=[(), (), ()])
+    'Scores', 'logprobs ranks filtered_ranks entropies top_tokens top_logprobs variances',
+    defaults=[(), (), (), ()])
 
 
 def total_logprob(scores):
@@ -77,12 +78,12 @@ def batches(windows, n_tokens):
 class Scorer:
     """A model that scores texts. It holds a graph and a session until `close()`."""
 
-    def __init__(self, model_dir, allowed=None, top=0, progress=False):
+    def __init__(self, model_dir, allowed=None, top=None, progress=False):
         """Build the graph and restore the weights. Raises ModelError if they cannot be read.
 
         Only the `allowed` tokens, bool [V], count for `filtered_ranks`; None allows all. With a
-        `top`, 1 to V, the Scores have entropies and that many of the likeliest tokens. `progress`
-        shows a progress bar on stderr if that is a terminal.
+        `top`, 0 to V, the Scores have entropies, variances and that many of the likeliest tokens.
+        `progress` shows a progress bar on stderr if that is a terminal.
         """
         tf = runtime.import_tensorflow()
         import model
@@ -98,7 +99,7 @@ class Scorer:
             self._hidden = tf.gather(h, self._positions)  # [M, E]
             self._logits = model.lm_head(hparams, self._hidden)  # [M, V]
             self._scores = token_scores(self._logits, self._targets, allowed)
-            if top:
+            if top is not None:
                 self._scores += expectations(self._logits, top)
             self._session = tf.Session()
             checkpoint.restore(self._session, model_dir.path)
@@ -192,12 +193,16 @@ def token_scores(logits, targets, allowed):
 
 
 def expectations(logits, top):
-    """Return the entropies of distributions, given by logits [M, V], and their likeliest tokens.
+    """Return the entropies, likeliest tokens and variances of distributions with logits [M, V].
 
     The entropies, in nats, are float32 [M]: H = -sum(p log p) (Shannon 1948). The tokens are int32
-    [M, top], the lowest ids first among equals; their log probabilities float32 [M, top].
+    [M, top], the lowest ids first among equals; their log probabilities float32 [M, top]. The
+    variances are those of log p under p, float32 [M]: sum(p (log p + H)^2).
     """
     tf = runtime.import_tensorflow()
     logprobs = tf.nn.log_softmax(logits)
+    p = tf.exp(logprobs)
+    entropies = -tf.reduce_sum(p * logprobs, axis=-1)
+    variances = tf.reduce_sum(p * tf.square(logprobs + entropies[:, tf.newaxis]), axis=-1)
     top_logprobs, top_tokens = tf.math.top_k(logprobs, top)
-    return [-tf.reduce_sum(tf.exp(logprobs) * logprobs, axis=-1), top_tokens, top_logprobs]
+    return [entropies, top_tokens, top_logprobs, variances]

@@ -35,19 +35,31 @@ PICTURES = {**{code: 0x2400 + code for code in range(32) if chr(code) not in '\t
 
 def page(model_dir, names, results, scores):
     """Return the page that shows documents, given their headings, results and Scores."""
-    template = pathlib.Path(__file__).with_name('page.html').read_text(encoding='utf-8')
     documents = [*zip(names, results, scores)]
     n_bits = int(np.ceil(np.log2(model_dir.hparams.n_vocab)))
     parts = {
         'model': html.escape(one_line(model_dir.name)),
         'weights': weights_digest(model_dir.path),
-        'command': html.escape(one_line(' '.join(map(shlex.quote, ['python3', *sys.argv])))),
+        'command': command_line(),
         'columns': ''.join(f'<th scope="col">{name}</th>' for name in COLUMNS),
         'rows': rows(names, results),
         'documents': ''.join(article(i, *document, model_dir.encoder, n_bits)
                              for i, document in enumerate(documents, 1)),
         'data': pack(expectations(results, scores, model_dir.encoder))}
-    return re.sub(r'<!-- (\w+) -->', lambda match: parts[match.group(1)], template)
+    return fill(pathlib.Path(__file__).with_name('page.html'), parts)
+
+
+def fill(path, parts):
+    """Return the template at a path, filled with parts by name and the `style` that pages share."""
+    style = pathlib.Path(__file__).with_name('page.css').read_text(encoding='utf-8')
+    parts = dict(parts, style=style)
+    return re.sub(r'<!-- (\w+) -->', lambda match: parts[match.group(1)],
+                  path.read_text(encoding='utf-8'))
+
+
+def command_line():
+    """Return the command that this process runs, as HTML."""
+    return html.escape(one_line(' '.join(map(shlex.quote, ['python3', *sys.argv]))))
 
 
 # ---- what is there without JavaScript ----------------------------------------------------------

@@ -5,7 +5,9 @@ the text `raw`, not de-tokenized. It raises a UserError that names the line if o
 """
 
 import collections
+import csv
 import functools
+import io
 import os
 import re
 import sys
@@ -65,16 +67,16 @@ def read_documents(path):
 
 def parse_document(path, number, line):
     """Return the document in a line of a file. Raises UserError."""
-    document = parse_line(path, number, line)
+    document = parse_line(path, number, line, 'text')
     if not isinstance(document.get('prompt'), (str, type(None))):
         raise bad_line(path, number, 'its "prompt" is not a text')
     return document
 
 
-def parse_line(path, number, line):
-    """Return the JSON object in a line of a file. Raises UserError if it has no `text`."""
+def parse_line(path, number, line, *fields):
+    """Return the JSON object in a line. Raises UserError if one of its fields is not a text."""
     try:
-        return files.parse_object(line, 'text')
+        return files.parse_object(line, *fields)
     except ValueError as error:
         raise bad_line(path, number, error)
 
@@ -93,7 +95,7 @@ def read_lambada(path, limit=None, raw=False):
     """
     examples = []
     for number, line in enumerate(read_lines(path)[:limit], 1):
-        text = parse_line(path, number, line)['text'].strip()
+        text = parse_line(path, number, line, 'text')['text'].strip()
         if not raw:
             text = '\n' + text.translate(str.maketrans('\u2018\u2019\u201c\u201d', '\'\'""'))
         if len(text.split()) < 2:
@@ -170,3 +172,58 @@ def read_last_bytes(path, limit=None, raw=False):
         raise UserError(f'{path} does not have the 100,000,000 bytes of the original; download it '
                         'again')
     return data[-5 * 10**6:][:limit]  # by custom the test set
+
+
+def read_pairs(path):
+    """Read pairs of texts to compare: dicts of texts `first`, `second`, `category`, and the rest.
+
+    The file has a JSON object with these fields in each line.
+    """
+    lines = enumerate(decode(path, files.read_bytes(path)).split('\n'), 1)
+    return [check_pair(path, number, parse_line(path, number, line, 'first', 'second', 'category'))
+            for number, line in lines if line.strip()]
+
+
+def check_pair(path, number, pair):
+    """Return a pair. Raises UserError if one of its texts is empty."""
+    for side in ('first', 'second'):
+        if not pair[side]:
+            raise bad_line(path, number, f'its {side} text is empty')
+    return pair
+
+
+# What the columns of CrowS-Pairs are called here.
+CROWS_PAIRS = {'first': 'sent_more', 'second': 'sent_less', 'direction': 'stereo_antistereo',
+               'category': 'bias_type'}
+
+
+def read_crows_pairs(path):
+    """Read CrowS-Pairs (Nangia et al. 2020), `crows_pairs_anonymized.csv`, as `read_pairs` does.
+
+    `first` is `sent_more`, the more stereotypical sentence, in both directions, as the paper's
+    metric has it. Of a `stereo` pair, `first` speaks of the disadvantaged group; of an `antistereo`
+    pair, `second` does, and violates a stereotype.
+    """
+    rows = csv.reader(io.StringIO(decode(path, files.read_bytes(path)), newline=''), strict=True)
+    try:
+        header = next(rows)
+        for column in CROWS_PAIRS.values():
+            if column not in header:
+                raise bad_line(path, 1, f'it names no column {column}')
+        pairs = [crows_pair(path, rows.line_num, header, row) for row in rows if row]
+    except csv.Error as error:
+        raise bad_line(path, rows.line_num, error)
+    if not pairs:
+        raise UserError(f'{path} has no pairs; name another file')
+    return pairs
+
+
+def crows_pair(path, number, header, row):
+    """Return the pair in a row that ends in line `number`. Raises UserError."""
+    if len(row) != len(header):
+        raise bad_line(path, number, f'it has {len(row)} columns, and the first line {len(header)}')
+    values = dict(zip(header, row))
+    pair = {name: values[column] for name, column in CROWS_PAIRS.items()}
+    if pair['direction'] not in ('stereo', 'antistereo'):
+        raise bad_line(path, number, 'its stereo_antistereo is neither stereo nor antistereo')
+    return check_pair(path, number, pair)

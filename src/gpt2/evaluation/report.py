@@ -18,7 +18,7 @@ def score_documents(model_dir, documents, options):
 
     That is a JSON line for each document, its own fields first, or a row on a terminal; and a page.
     """
-    top = min(TOP, model_dir.hparams.n_vocab) if options.html else 0
+    top = min(TOP, model_dir.hparams.n_vocab) if options.html else None
     scorer = Scorer(model_dir, top=top, progress=True)
     names = headings(documents)
     show = print_nothing if options.output else (

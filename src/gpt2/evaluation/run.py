@@ -8,8 +8,10 @@ import os
 import time
 
 from gpt2 import files
+from gpt2.detection.run import detect
 from gpt2.errors import UserError
 from gpt2.evaluation.loglikelihood import Scorer, check_stride
+from gpt2.evaluation.pairs import PAIR_TASKS, compare_pairs
 from gpt2.evaluation.readers import read_documents
 from gpt2.evaluation.report import score_documents
 from gpt2.evaluation.tasks import STREAMS, TASKS, allowed_tokens, paper_figure
@@ -25,10 +27,17 @@ def evaluate(model, options):
     # Whatever can be checked is checked before TensorFlow is imported.
     model_dir = open_model_dir(model.model_name, model.models_dir)
     check_stride(options.stride, model_dir.hparams.n_ctx)
-    check_outputs(as_tuple(options.file), options.output, options.html)
-    if options.task == 'score':
+    sources = (options.file, options.human, options.synthetic, options.reference)
+    check_outputs([*itertools.chain.from_iterable(map(as_tuple, sources))], options.output,
+                  options.html)
+    if options.task == 'detect':
+        detect(model_dir, options)
+    elif options.task == 'score':
         documents = itertools.chain.from_iterable(map(read_documents, as_tuple(options.file)))
         score_documents(model_dir, [*documents][:options.limit], options)
+    elif options.task in PAIR_TASKS:
+        pairs = PAIR_TASKS[options.task].read(*as_tuple(options.file))
+        compare_pairs(model_dir, pairs[:options.limit], options)
     else:
         evaluate_tasks(model_dir, options)
 

@@ -165,3 +165,25 @@ class UnconditionalOptions(OutputOptions):
     """Which samples to make without prompts."""
 
     nsamples: int = option(0, whole(0), 'number of samples; 0: until stopped with Ctrl-C')
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetOptions(Options):
+    """How many texts a data set of a model's output has, what makes them, and where they go."""
+
+    train: int = option(250000, whole(0), 'texts in each .train.jsonl; 0: no such file')
+    valid: int = option(5000, whole(0), 'texts in each .valid.jsonl; 0: no such file')
+    test: int = option(5000, whole(0), 'texts in each .test.jsonl; 0: no such file')
+    seed: Optional[int] = option(
+        None, whole(0, 2**64 - 2), 'a whole number that fixes every text; those with top-k 40 have '
+        'the next number as their seed; if not given, a new one is drawn and printed')
+    batch_size: int = option(1, whole(1), 'texts that a process makes at the same time; more is '
+                             'faster; files that are continued need the same number again')
+    processes: int = option(1, whole(1), 'processes that share the work of CPUs, each with the '
+                            'model in its memory; the files are the same for any number')
+    data_dir: str = option('data', PATH, 'the folder of the files; created if it is missing')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.train + self.valid + self.test:
+            raise OptionError('train', 'is 0, and so are --valid and --test; ask for a text')

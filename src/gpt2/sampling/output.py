@@ -125,7 +125,10 @@ class ResumableFile:
     """A file of samples. While it is open, no other process writes to it.
 
     settings: what the samples in it were made with, a dict; None if there are none yet.
+    elsewhere, same_first: the flags that an error names, for another file and for its first sample.
     """
+
+    elsewhere, same_first = 'another --output', 'the same --first_sample'
 
     def __init__(self, path, first, content):
         """Open or create a file, see `open_output`, and find out what is in it.
@@ -150,7 +153,7 @@ class ResumableFile:
         except BlockingIOError:
             self.close()
             raise UserError(f'{path} is being written to by another process; wait for it, or give '
-                            'another --output')
+                            f'{self.elsewhere}')
         except (OSError, UserError) as error:
             self.close()
             raise self._failed(error) if isinstance(error, OSError) else error
@@ -171,7 +174,7 @@ class ResumableFile:
                   for name, (old, new) in pairs.items() if old != new]
         if differ:
             raise UserError(f'{self.path} was made with other settings ({"; ".join(differ)}); give '
-                            'those again, or another --output')
+                            f'those again, or {self.elsewhere}')
 
     def begin(self, settings):
         """Check all settings of the samples to write, record them, and cut off a torn record."""
@@ -226,13 +229,14 @@ class ResumableFile:
         return UserError(f'{error.filename or self.path}: {error.strerror}')
 
     def _foreign(self):
-        return UserError(f'{self.path} holds something else than samples; give another --output')
+        return UserError(f'{self.path} holds something else than samples; give '
+                         f'{self.elsewhere}')
 
     def _check_first(self, first):
         """Raise UserError if the file starts with another sample than it must."""
         if None not in (first, self._first) and first != self._first:
-            raise UserError(f'{self.path} starts with sample {first}, not {self._first}; give the '
-                            'same --first_sample, or another --output')
+            raise UserError(f'{self.path} starts with sample {first}, not {self._first}; give '
+                            f'{self.same_first}, or {self.elsewhere}')
 
 
 class JsonLines(ResumableFile):
@@ -265,7 +269,7 @@ class JsonLines(ResumableFile):
                 self._check_first(index)
             elif index < following or self._first is not None and index > following:
                 raise UserError(f'{self.path}: sample {index} follows sample {following - 1}; give '
-                                'another --output')
+                                f'{self.elsewhere}')
             size, following, last = size + len(line), index + 1, line
         if last:
             self.settings = self._settings(last)
@@ -284,11 +288,8 @@ class JsonLines(ResumableFile):
         """Nothing lies beside the file."""
 
 
-class PlainText(ResumableFile):
-    """A .txt file. Another one beside it has its settings and the size of its whole records."""
-
-    def _record(self, sequence):
-        return banner(sequence.index + 1) + self._content.text(sequence) + '\n'
+class SettingsBeside(ResumableFile):
+    """A file with another one beside it, which has its settings and the size of whole records."""
 
     @property
     def _state_path(self):
@@ -309,7 +310,7 @@ class PlainText(ResumableFile):
                 raise self._foreign()
         except (ValueError, KeyError, TypeError):
             raise UserError(f'{self._state_path} does not belong to {self.path}, or is damaged; '
-                            'give another --output')
+                            f'give {self.elsewhere}')
         if not size:  # a new file, whatever an earlier one of that name was
             return Progress(0, self._first or 0)
         self.settings = settings
@@ -321,3 +322,24 @@ class PlainText(ResumableFile):
         files.write_json(self._state_path, {
             'settings': self.settings, 'first_sample': self._first, 'next': self.next,
             'bytes': self._progress.size}, indent=1, ensure_ascii=False)
+
+
+class PlainText(SettingsBeside):
+    """A .txt file."""
+
+    def _record(self, sequence):
+        return banner(sequence.index + 1) + self._content.text(sequence) + '\n'
+
+
+class DatasetLines(SettingsBeside):
+    """A .jsonl file with the fields of OpenAI's gpt-2-output-dataset, and that it is synthetic."""
+
+    elsewhere = 'another --data_dir'
+    same_first = 'the same --train and --valid'
+
+    def _record(self, sequence):
+        # `length` counts the tokens of the text, which <|endoftext|> is not among.
+        record = {'id': sequence.index, 'ended': sequence.ended,
+                  'length': len(sequence.tokens) - sequence.ended,
+                  'text': self._content.text(sequence), 'synthetic': True}
+        return json.dumps(record, ensure_ascii=False) + '\n'

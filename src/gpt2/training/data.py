@@ -13,8 +13,6 @@ import hashlib
 import operator
 import os
 import re
-import signal
-import threading
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
 import numpy as np
@@ -276,9 +274,8 @@ def encode_in_processes(encoder, texts, n):
 
 
 def start_worker(encoder, parent):
-    """Prepare a process for `work`. Ctrl-C is for the process that started it, the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=runtime.exit_with_parent, args=(parent,), daemon=True).start()
+    """Prepare a process for `work`; `parent` is the id of the process that started it."""
+    runtime.follow(parent)
     work.encoder = encoder
 
 
