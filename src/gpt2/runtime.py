@@ -118,6 +118,14 @@ def follow(parent):
     threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
 
 
+def exit_with_parent(parent):
+    """End this process soon after its parent, which could not end it if it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+@contextlib.contextmanager
 def silent_stderr():
     """Discard what is written to stderr, also by libraries written in C."""
     sys.stderr.flush()
@@ -129,13 +137,6 @@ def silent_stderr():
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
-
-
-def exit_with_parent(parent):
-    """End this process soon after its parent, which could not end it if it was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def tensorflow_version():

@@ -13,7 +13,7 @@ from gpt2.errors import UserError
 
 N_LEASES = 32  # that wait in the queue for a worker
 N_REPORTS = 1000
-TIMEOUT = 10  # seconds, for calls that should be answered at once
+TIMEOUT = 5  # seconds, for calls that should be answered at once
 
 
 def encode(message):
@@ -129,13 +129,14 @@ class Link:
         except LateError:
             return None
 
-    def _run(self, fetches, feeds=None, timeout=TIMEOUT):
+    def _run(self, fetches, feeds=None, timeout=None):
         tf = runtime.import_tensorflow()
         try:
             if self._session is None:
-                self._session = tf.Session(self._target, self._graph)
+                self._session = tf.Session(self._target, self._graph, config=tf.ConfigProto(
+                    operation_timeout_in_ms=int(1000 * TIMEOUT)))
             return self._session.run(fetches, feeds, options=tf.RunOptions(
-                timeout_in_ms=max(1, int(1000 * timeout))))
+                timeout_in_ms=int(1000 * (timeout or TIMEOUT))))
         except (tf.errors.OutOfRangeError, tf.errors.CancelledError):
             raise EndedError
         except tf.errors.DeadlineExceededError:
