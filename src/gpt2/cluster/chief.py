@@ -10,6 +10,7 @@ import time
 
 from tqdm import tqdm
 
+from gpt2 import runtime
 from gpt2.cli import printable
 from gpt2.cluster import link, worker
 from gpt2.cluster.leases import Leases
@@ -56,7 +57,8 @@ def local_worker(wanted, port, model_dir):
     context = multiprocessing.get_context('spawn')  # TensorFlow cannot be forked
     process = context.Process(target=worker.work_as_child, daemon=True, args=(
         f'localhost:{port}', os.path.dirname(model_dir.path), os.getpid()))
-    process.start()
+    with runtime.blocked_sigint():
+        process.start()
     try:
         yield
     finally:

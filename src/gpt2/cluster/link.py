@@ -7,6 +7,7 @@ variable what the work is about. Everything is JSON.
 import ctypes
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 from gpt2 import runtime
 from gpt2.errors import UserError
@@ -66,6 +67,7 @@ class Link:
     def __init__(self, target):
         tf = runtime.import_tensorflow()
         self._target, self._session = target, None
+        self._threads = ThreadPoolExecutor(2)  # the worker's own, and its reporter's
         self._graph = tf.Graph()
         with self._graph.as_default(), tf.device('/job:chief/task:0/cpu:0'):
             leases = tf.FIFOQueue(N_LEASES, tf.string, [[]], shared_name='leases')
@@ -130,6 +132,10 @@ class Link:
             return None
 
     def _run(self, fetches, feeds=None, timeout=None):
+        # In another thread: Ctrl-C, while TensorFlow makes an exception, would crash it.
+        return self._threads.submit(self._call, fetches, feeds, timeout).result()
+
+    def _call(self, fetches, feeds, timeout):
         tf = runtime.import_tensorflow()
         try:
             if self._session is None:
