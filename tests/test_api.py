@@ -9,7 +9,7 @@ import pytest
 
 import gpt2
 import reference
-from helpers import SRC
+from helpers import SRC, only_long
 
 README = (SRC.parent / 'README.md').read_text(encoding='utf-8')
 
@@ -138,6 +138,7 @@ def test_load_checks_its_arguments(tiny, tmp_path):
         gpt2.load(tiny.name, models_dir=str(tiny.models_dir), engine='fast')
 
 
+@only_long
 def test_a_closed_model_loads_again(tiny):
     model = gpt2.load(tiny.name, models_dir=str(tiny.models_dir), engine='graph')
     before = model.generate(length=4, seed=1)

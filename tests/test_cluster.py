@@ -154,11 +154,11 @@ def texts_from(unloaded):
     """A function that runs a Chief on some reports: return the Sequences of its last list."""
     model_dir = open_model_dir(unloaded[1], unloaded[3])
 
-    def run(*reports, **options):
+    def run(*reports, local=None, **options):
         run = types.SimpleNamespace(
             model_dir=model_dir, generation=GenerationOptions(**{'length': 3, **options}))
         leases = Leases(prompts(2), 4, patience=10)
-        *_, last = chief.Chief(Queues([*reports]), leases, run, 'abc').generate()
+        *_, last = chief.Chief(Queues([*reports]), leases, run, 'abc', local).generate()
         return last
 
     return run
@@ -231,6 +231,13 @@ def test_reports_of_another_run_and_samples_that_nobody_wants_are_not_taken(text
 def test_a_note_of_a_worker_is_printed_without_what_a_terminal_acts_on(texts_from, capsys):
     texts_from(report(GOOD, note='cannot work: \x1b[2J\n'), report([1, [66, 67, 68], None]))
     assert 'cannot work: \\x1b[2J\\n\n' in capsys.readouterr().err
+
+
+@pure
+def test_a_chief_whose_only_worker_has_ended_does_not_wait_for_ever(texts_from):
+    local = types.SimpleNamespace(is_alive=lambda: False)
+    with pytest.raises(UserError, match='has ended, and there is no other'):
+        texts_from(report(GOOD), local=local)
 
 
 # ---- what a worker takes -----------------------------------------------------------------------
@@ -316,19 +323,17 @@ def wait_for(process, text):
         seen += new
 
 
-def test_workers_make_the_file_that_one_process_makes(tiny, port, sample, start_worker, tmp_path):
+def test_a_worker_makes_the_file_that_one_process_makes(tiny, port, sample, tmp_path):
     import generate_conditional_samples as conditional
     prompts = ['--prompt', 'One', '--prompt', 'Two', '--nsamples', 5, '--logprobs', 2]
     sample(conditional.continue_prompts, *prompts, '--output', tmp_path / 'one.jsonl')
     command = Command(
         'generate_conditional_samples.py', *tiny.flags, *prompts, '--engine', 'graph', '--seed', 4,
         '--length', 12, '--batch_size', 3, '--serve', port, '--output', tmp_path / 'many.jsonl')
-    process = start_worker()
     status, stdout, stderr = command.run()
     assert (status, stdout) == (0, ''), stderr
     assert 'whoever reaches this port' in stderr and 'joined' in stderr
     assert (tmp_path / 'many.jsonl').read_bytes() == (tmp_path / 'one.jsonl').read_bytes()
-    assert finish(process)[:2] == (0, '')
 
 
 @only_long

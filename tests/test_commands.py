@@ -317,6 +317,7 @@ COMMON_WORDS = set("""
     this thou thy to was we well what when which who will with would you your""".split())
 
 
+@only_long
 def test_the_model_in_the_box_writes_shakespeare(sample):
     stdout, _ = sample(unconditional.sample_model, '--model_name', '1M', '--models_dir',
                        SRC.parent / 'models', '--seed', 1, '--nsamples', 4, '--batch_size', 4,

@@ -176,6 +176,7 @@ def test_there_and_back(saved, tiny, tmp_path):
     assert (back / 'hparams.json').read_text() == json.dumps(tiny.hparams, indent=2) + '\n'
 
 
+@only_long
 def test_the_included_model_there_and_back_also_as_a_process(tf, tmp_path):
     there, back = check_round_trip(ONE_M, tmp_path)
     args = [there, tmp_path / 'process', '--to', 'tensorflow']

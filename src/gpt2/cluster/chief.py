@@ -14,6 +14,7 @@ from gpt2 import runtime
 from gpt2.cli import printable
 from gpt2.cluster import link, worker
 from gpt2.cluster.leases import Leases
+from gpt2.errors import UserError
 from gpt2.sampling import batching
 from gpt2.sampling.decoder import Scores
 
@@ -33,8 +34,8 @@ def generate(run, prompts, subject, options):
     print(f'workers may join: python3 src/worker.py HOST:{options.serve}; whoever reaches this '
           'port controls this process, so keep it within a private network', file=sys.stderr)
     leases = Leases(prompts, max(1, options.batch_size // 4), PATIENCE)
-    with closing(chief), local_worker(options.work, options.serve, run.model_dir):
-        yield from Chief(chief, leases, run, link.digest(link.encode(subject))).generate()
+    with closing(chief), local_worker(options.work, options.serve, run.model_dir) as process:
+        yield from Chief(chief, leases, run, link.digest(link.encode(subject)), process).generate()
 
 
 @contextlib.contextmanager
@@ -50,9 +51,9 @@ def closing(chief):
 
 @contextlib.contextmanager
 def local_worker(wanted, port, model_dir):
-    """A worker on this machine, if it is wanted, in a process of its own."""
+    """A worker on this machine, if it is wanted, in a process of its own, which is yielded."""
     if not wanted:
-        yield
+        yield None
         return
     context = multiprocessing.get_context('spawn')  # TensorFlow cannot be forked
     process = context.Process(target=worker.work_as_child, daemon=True, args=(
@@ -60,7 +61,7 @@ def local_worker(wanted, port, model_dir):
     with runtime.blocked_sigint():
         process.start()
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         process.join()
@@ -69,9 +70,12 @@ def local_worker(wanted, port, model_dir):
 class Chief:
     """Passes samples on between a Link and Leases."""
 
-    def __init__(self, link_, leases, run, digest):
-        """Args: digest: of the subject; reports of another one are left out."""
-        self._link, self._leases, self._digest = link_, leases, digest
+    def __init__(self, link_, leases, run, digest, local=None):
+        """Args:
+          digest: of the subject; reports of another one are left out.
+          local: the process of the worker on this machine, if there is one.
+        """
+        self._link, self._leases, self._digest, self._local = link_, leases, digest, local
         self._n_vocab = run.model_dir.hparams.n_vocab
         self._criteria = batching.stop_criteria(run.generation, run.model_dir.encoder)
         self._token_bytes = batching.cached_token_bytes(run.model_dir.encoder)
@@ -92,6 +96,9 @@ class Chief:
         for name in [name for name, heard in self._heard.items() if now - heard > PATIENCE]:
             del self._heard[name]
             tell(f'{name} is silent; its samples are offered to others')
+        if not self._heard and self._local and not self._local.is_alive():
+            raise UserError('the worker on this machine has ended, and there is no other; the same '
+                            'command continues')
 
     def _hear(self, data, now):
         """Take in a report, bytes. Return whether a sample was finished."""
