@@ -31,6 +31,11 @@ raise RuntimeError('TensorFlow was imported')
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what takes long, so that no process is left alone with it in the end."""
+    items.sort(key=lambda item: helpers.only_long.mark not in item.iter_markers('skipif'))
+
+
 # ---- commands ----------------------------------------------------------------------------------
 
 

@@ -37,15 +37,17 @@ def open_once(graph_decoders, monkeypatch):
 
 
 def sample(call, name, engine, output, tmp_path):
-    """Run the command that made a golden file."""
+    """Run the command that made a golden file; return what it prints on stderr."""
     command, flags = unconditional.sample_model, RUNS[name]
     if name == 'prompts.jsonl':
         (tmp_path / 'prompts.txt').write_text(PROMPTS)
         command = conditional.continue_prompts
         flags = flags + ['--prompts', tmp_path / 'prompts.txt']
     module = conditional if name == 'prompts.jsonl' else unconditional
-    assert call(command, module.OPTIONS, *MODEL, *flags, '--engine', engine, '--output',
-                output) == (0, '', '')
+    status, stdout, stderr = call(command, module.OPTIONS, *MODEL, *flags, '--engine', engine,
+                                  '--output', output)
+    assert (status, stdout) == (0, '')
+    return stderr
 
 
 def records(path):
@@ -58,7 +60,7 @@ def test_the_same_seed_gives_the_same_text_as_ever(call, tmp_path, name, engine)
     if engine == 'lite' and runtime.is_tensorflow_1():
         pytest.skip('the lite engine needs TensorFlow 2')
     output = tmp_path / name
-    sample(call, name, engine, output, tmp_path)
+    assert sample(call, name, engine, output, tmp_path) == ''
     if name.endswith('.txt'):
         assert output.read_bytes() == (GOLDEN / name).read_bytes()
         return
@@ -78,7 +80,8 @@ def test_the_same_seed_gives_the_same_text_as_ever(call, tmp_path, name, engine)
 def test_a_complete_file_made_before_stays_as_it_is(call, tmp_path, name):
     for path in GOLDEN.glob(name + '*'):
         shutil.copy(str(path), str(tmp_path))
-    sample(call, name, 'graph', tmp_path / name, tmp_path)
+    stderr = sample(call, name, 'graph', tmp_path / name, tmp_path)
+    assert 'has all these samples already' in stderr
     assert (tmp_path / name).read_bytes() == (GOLDEN / name).read_bytes()
 
 
@@ -87,6 +90,6 @@ def test_a_complete_file_made_before_stays_as_it_is(call, tmp_path, name):
 def test_a_file_made_before_is_continued(call, tmp_path):
     lines = (GOLDEN / 'top_k.jsonl').read_bytes().splitlines(keepends=True)
     (tmp_path / 'top_k.jsonl').write_bytes(lines[0] + lines[1][:100])
-    sample(call, 'top_k.jsonl', 'auto', tmp_path / 'top_k.jsonl', tmp_path)
+    assert sample(call, 'top_k.jsonl', 'auto', tmp_path / 'top_k.jsonl', tmp_path) == ''
     texts = [record['text'] for record in records(tmp_path / 'top_k.jsonl')]
     assert texts == [record['text'] for record in records(GOLDEN / 'top_k.jsonl')]
