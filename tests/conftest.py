@@ -266,6 +266,19 @@ def sample_error(sample):
     return run
 
 
+# ---- peers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_torch_thread():
+    """Let torch compute in one thread: more wait for TensorFlow's, ten times as long."""
+    torch = pytest.importorskip('torch')
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 # ---- interruptions -----------------------------------------------------------------------------
 
 

@@ -186,12 +186,15 @@ NONSENSE = [
     *(report([0, tokens, None]) for tokens in [
         [], [66], [66] * 4, [66, END, 66], [66, 67, 257], [66, 67, -1], [66, 67, 6.0],
         [66, 67, '68'], [66, 67, None], 'abc', None, [10**400] * 3]),
-    *(report([0, [66, 67, 68], scores]) for scores in [
-        7, 'abc', [[]], SCORES[:2], [SCORES[0][:2], *SCORES[1:]],
-        [[[-1., float('nan')]] * 3, *SCORES[1:]], [[[-1.]] * 3, *SCORES[1:]],
-        [[['x', 'y']] * 3, *SCORES[1:]], [SCORES[0], [[300]] * 3, SCORES[2]],
-        [SCORES[0], [[1, 2]] * 3, SCORES[2]], [SCORES[0], SCORES[1], [['<script>']] * 3]]),
+    report([0, [66, 67, 68], SCORES]),  # nobody has asked for scores
     *(report([index, [66, 67, 68], None]) for index in [[], {}])]
+
+
+WRONG_SCORES = [
+    None, 7, 'abc', [[]], SCORES[:2], [SCORES[0][:2], *SCORES[1:]],
+    [[[-1., float('nan')]] * 3, *SCORES[1:]], [[[-1.]] * 3, *SCORES[1:]],
+    [[['x', 'y']] * 3, *SCORES[1:]], [SCORES[0], [[300]] * 3, SCORES[2]],
+    [SCORES[0], [[1, 2]] * 3, SCORES[2]], [SCORES[0], SCORES[1], [['<script>']] * 3]]
 
 
 @pure
@@ -199,6 +202,16 @@ NONSENSE = [
 def test_a_report_that_makes_no_sense_is_left_out(texts_from, capsys, number):
     found = texts_from(NONSENSE[number], report(GOOD), report([1, [69, 70, 71], None]))
     assert [s.text for s in found if s.index == 1] == ['fgh']
+    assert 'makes no sense' in capsys.readouterr().err
+
+
+@pure
+@pytest.mark.parametrize('number', range(len(WRONG_SCORES)))
+def test_scores_that_cannot_be_are_left_out(texts_from, capsys, number):
+    wrong = report([0, [66, 67, 68], WRONG_SCORES[number]])
+    found = texts_from(wrong, *(report([index, [66, 67, 68], SCORES]) for index in (0, 1)),
+                       logprobs=1)
+    assert [s.logprobs for s in found if s.index == 1] == [SCORES[0]]
     assert 'makes no sense' in capsys.readouterr().err
 
 
@@ -264,7 +277,8 @@ def test_a_worker_opens_the_run_of_its_chief(tiny, settings):
     ({'model': 7}, 'settings that no run has'), ({'weights': 'x'}, 'other weights than'),
     ({'tensorflow': '0.1'}, 'other tensorflow than'), ({'temperature': 'hot'}, 'temperature'),
     ({'length': None}, 'other length'), ({'top_k': -1}, 'top_k'), ({'top_k': 999}, 'top_k'),
-    ({'batch_size': 0}, 'batch_size'), ({'seed': 'x'}, 'seed'), ({'engine': 'warp'}, 'engine'),
+    ({'batch_size': 0}, 'batch_size'), ({'seed': 'x'}, 'no run has'),
+    ({'seed': None}, 'no run has'), ({'engine': 'warp'}, 'no run has'),
     ({'keep': None}, 'other keep')], ids=str)
 def test_settings_that_do_not_fit_are_refused(tiny, settings, change, words):
     with pytest.raises(UserError) as error:

@@ -81,8 +81,10 @@ def read_texts(tf):
 
 
 @pytest.mark.parametrize('peer', ['transformers', 'NumPy'])
-def test_statistics_are_those_of_an_independent_implementation(saved, read_texts, peer):
+def test_statistics_are_those_of_an_independent_implementation(request, saved, read_texts, peer):
     """On the logits of transformers, and of the float64 reference where there is no torch."""
+    if peer == 'transformers':
+        request.getfixturevalue('one_torch_thread')
     logits_of = {'transformers': huggingface_logits, 'NumPy': oracle.forward}[peer]
     model_dir, texts, scores = read_texts
     weights, hparams = saved(ONE_M), vars(model_dir.hparams)

@@ -752,13 +752,8 @@ def check_against_transformers(directory, tmp_path, stride, n_bytes, n_passages)
 
 
 @needs_data
-def test_the_small_model_scores_real_texts_as_in_transformers(tf, tmp_path):
-    torch = pytest.importorskip('torch')
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more wait for TensorFlow's, ten times as long
-    check_against_transformers(ONE_M, tmp_path, stride=64, n_bytes=10000,
-                               n_passages=100)
-    torch.set_num_threads(n_threads)
+def test_the_small_model_scores_real_texts_as_in_transformers(tf, one_torch_thread, tmp_path):
+    check_against_transformers(ONE_M, tmp_path, stride=64, n_bytes=10000, n_passages=100)
 
 
 @needs_data

@@ -158,11 +158,10 @@ def test_the_ends_of_the_interval_are_as_far_from_the_share_as_promised(k, n):
 # ---- beside transformers -----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures('one_torch_thread')
 def test_the_small_model_converted_has_these_log_likelihoods_in_transformers(call, write, tmp_path):
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more wait for TensorFlow's
     folder, model = tmp_path / 'converted', ['--model_name', '1M', '--models_dir', ONE_M.parent]
     assert call(convert.convert, convert.OPTIONS, ONE_M, folder, '--to', 'transformers')[0] == 0
     net = transformers.GPT2LMHeadModel.from_pretrained(str(folder)).double().eval()
@@ -185,7 +184,6 @@ def test_the_small_model_converted_has_these_log_likelihoods_in_transformers(cal
                                     for pair in written], expected, rtol=0, atol=1e-4)
         n_first = sum(first > second for first, second in expected)
         assert json.loads(stdout.splitlines()[0])['first_likelier'] == n_first
-    torch.set_num_threads(n_threads)
 
 
 # ---- what is refused ---------------------------------------------------------------------------

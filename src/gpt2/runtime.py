@@ -112,6 +112,21 @@ def blocked_sigint():
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+@contextlib.contextmanager
+def child_process(function, *args):
+    """Yield a new process that calls a function of a module; it is ended when the block ends."""
+    import multiprocessing  # which most commands do not need
+    context = multiprocessing.get_context('spawn')  # TensorFlow does not survive a fork
+    process = context.Process(target=function, args=args, daemon=True)
+    with blocked_sigint():
+        process.start()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.join()
+
+
 def follow(parent):
     """Make this process a worker of another: Ctrl-C is for that one, and both end together."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

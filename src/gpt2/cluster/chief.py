@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import sys
 import time
@@ -51,20 +50,13 @@ def closing(chief):
 
 @contextlib.contextmanager
 def local_worker(wanted, port, model_dir):
-    """A worker on this machine, if it is wanted, in a process of its own, which is yielded."""
+    """Yield the process of a worker on this machine, None if it is not wanted."""
     if not wanted:
         yield None
         return
-    context = multiprocessing.get_context('spawn')  # TensorFlow cannot be forked
-    process = context.Process(target=worker.work_as_child, daemon=True, args=(
-        f'localhost:{port}', os.path.dirname(model_dir.path), os.getpid()))
-    with runtime.blocked_sigint():
-        process.start()
-    try:
+    with runtime.child_process(worker.work_as_child, f'localhost:{port}',
+                               os.path.dirname(model_dir.path), os.getpid()) as process:
         yield process
-    finally:
-        process.terminate()
-        process.join()
 
 
 class Chief:
@@ -77,6 +69,8 @@ class Chief:
         """
         self._link, self._leases, self._digest, self._local = link_, leases, digest, local
         self._n_vocab = run.model_dir.hparams.n_vocab
+        self._has_scores = bool(run.generation.logprobs)
+        self._n_top = min(run.generation.n_top, self._n_vocab)
         self._criteria = batching.stop_criteria(run.generation, run.model_dir.encoder)
         self._token_bytes = batching.cached_token_bytes(run.model_dir.encoder)
         self._heard = {}  # when each worker was last heard of
@@ -131,9 +125,12 @@ class Chief:
         if wanted is None:
             return None
         check_tokens(tokens, self._n_vocab)
+        if self._has_scores:
+            scores = check_scores(scores, len(tokens), self._n_top, self._n_vocab)
+        elif scores is not None:
+            raise ValueError('nobody asked for scores')
         sequence = batching.Sequence(index, wanted.prompt)
-        batching.extend(sequence, tokens, scores and check_scores(scores, tokens, self._n_vocab),
-                        self._token_bytes, self._criteria)
+        batching.extend(sequence, tokens, scores, self._token_bytes, self._criteria)
         if not sequence.done or len(sequence.tokens) != len(tokens):
             raise ValueError('no sample ends there')
         return sequence
@@ -164,17 +161,18 @@ def check_tokens(tokens, n_vocab):
         raise ValueError('not in the vocabulary')
 
 
-def check_scores(scores, tokens, n_vocab):
-    """Return the Scores of tokens from a list. Raises ValueError if they cannot be theirs."""
+def check_scores(scores, n_tokens, n_top, n_vocab):
+    """Return the Scores of tokens from a list, with so many of the likeliest at each place.
+
+    Raises ValueError or TypeError if it has no such Scores.
+    """
     scores = Scores(*scores)
-    logprobs, tops, top_logprobs = scores
-    if not len(logprobs) == len(tops) == len(top_logprobs) == len(tokens):
-        raise ValueError('not the scores of these tokens')
-    for place in tops:
+    for part, width in zip(scores, (2, n_top, n_top)):
+        if len(part) != n_tokens or any(len(place) != width for place in part):
+            raise ValueError('not the scores of these tokens')
+    for place in scores.top_tokens:
         check_tokens(place, n_vocab)
-    if not all(len(place) == n and all(type(value) is float and math.isfinite(value)
-                                       for value in place)
-               for place, n in [*((place, 2) for place in logprobs),
-                                *zip(top_logprobs, map(len, tops))]):
+    if not all(type(value) is float and math.isfinite(value)
+               for place in [*scores.logprobs, *scores.top_logprobs] for value in place):
         raise ValueError('not log probabilities')
     return scores

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 from gpt2 import files
+from gpt2.detection.roc import NORMAL_QUANTILE
 from gpt2.evaluation import readers
 from gpt2.evaluation.loglikelihood import Scorer, total_logprob
 from gpt2.evaluation.summary import one_line
@@ -25,7 +26,6 @@ PAIR_TASKS = {'pairs': PairTask(readers.read_pairs, ['category']),
 MEASURE = 'total log likelihood'
 COLUMNS = ('pairs', 'first likelier', '95 % interval', 'mean difference')
 WIDTHS = (8, 16, 18, 17)  # of COLUMNS on a terminal
-Z = 1.959963984540054  # a standard normal number is within +-Z with a probability of 95 %
 
 
 def compare_pairs(model_dir, pairs, options):
@@ -89,10 +89,10 @@ def summarize(group, pairs):
 def wilson_interval(k, n):
     """Return the 95 % score interval of a share, from k hits in n independent trials.
 
-    It has the shares p from which k / n is at most Z standard errors, sqrt(p (1 - p) / n), away
-    (Wilson 1927).
+    It has the shares p from which k / n is at most NORMAL_QUANTILE standard errors,
+    sqrt(p (1 - p) / n), away (Wilson 1927).
     """
-    share, spread = k / n, Z * Z / n
+    share, spread = k / n, NORMAL_QUANTILE**2 / n
     centre, radius = share + spread / 2, math.sqrt(share * (1 - share) * spread + spread**2 / 4)
     return [max(0., (centre - radius) / (1 + spread)), min(1., (centre + radius) / (1 + spread))]
 

@@ -142,8 +142,8 @@ class ResumableFile:
             descriptor = files.open_regular(path, os.O_RDWR | os.O_CREAT, follow_links=True)
         except FileNotFoundError:
             folder = os.path.dirname(os.path.realpath(path))
-            raise UserError(f'{path}: there is no folder {folder}; create it, or give another '
-                            '--output')
+            raise UserError(f'{path}: there is no folder {folder}; create it, or give '
+                            f'{self.elsewhere}')
         except OSError as error:
             raise self._failed(error)
         self._file = open(descriptor, 'r+b', buffering=0)

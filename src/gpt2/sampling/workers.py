@@ -74,18 +74,10 @@ def receive(connection):
 @contextlib.contextmanager
 def start_worker(jobs, batch_size, k, n):
     """Yield a connection from worker k of n; it is ended when the block ends."""
-    context = multiprocessing.get_context('spawn')  # TensorFlow does not survive a fork
-    receiver, sender = context.Pipe(duplex=False)
-    worker = context.Process(target=work, daemon=True,
-                             args=(sender, os.getpid(), jobs, batch_size, k, n))
-    with runtime.blocked_sigint():
-        worker.start()
-    sender.close()  # the worker has the only one, so its end is noticed
-    try:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with runtime.child_process(work, sender, os.getpid(), jobs, batch_size, k, n):
+        sender.close()  # the worker has the only one, so its end is noticed
         yield receiver
-    finally:
-        worker.terminate()
-        worker.join()
 
 
 def work(connection, parent, jobs, batch_size, k, n):
