@@ -134,7 +134,7 @@ def test_ctrl_c_at_any_moment_never_shows_a_traceback(command, tiny, tmp_path, s
     flags = ['--models_dir', tmp_path] + (['--model_name', 'tiny'] if 'convert' not in script
                                           else [])
     moments = random.Random(script)
-    for _ in range(15 if LONG else 1):
+    for _ in range(6 if LONG else 1):
         for name in ('new', 'lite'):
             shutil.rmtree(str(tmp_path / name), ignore_errors=True)
         process = command(script, *arguments, *flags).start(cwd=str(tmp_path))

@@ -310,13 +310,14 @@ def is_running(pid):
 
 @only_long
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='finds processes in /proc')
-def test_processes_that_end_in_every_way(flags, ending, tmp_path):
+def test_processes_that_end_in_every_way(flags, write, ending, tmp_path):
     """Ctrl-C, a worker that is killed, and all killed at once; then the files are completed."""
-    flags = [*flags, '--seed', 4, '--train', 300, '--processes', 2, '--data_dir']
+    more = ['--seed', 4, '--train', 150, '--processes']
     path, workers_seen = tmp_path / 'data' / NAMES[0], []
 
     def start_until(size):
-        process = Command(SCRIPT, *flags, tmp_path / 'data').start(start_new_session=True)
+        process = Command(SCRIPT, *flags, *more, 2, '--data_dir', tmp_path / 'data').start(
+            start_new_session=True)
         while process.poll() is None and not (path.exists() and path.stat().st_size > size):
             time.sleep(0.05)
         assert process.poll() is None
@@ -327,9 +328,11 @@ def test_processes_that_end_in_every_way(flags, ending, tmp_path):
     def end(process, status):
         stdout, stderr = process.communicate(timeout=60)
         assert (process.returncode, stdout) == (status, b'')
-        time.sleep(3)
-        assert not any(map(is_running, workers_seen))
-        return stderr.decode('utf-8')
+        for _ in range(100):
+            if not any(map(is_running, workers_seen)):
+                return stderr.decode('utf-8')
+            time.sleep(0.1)
+        pytest.fail('workers live on')
 
     process = start_until(0)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
@@ -342,7 +345,7 @@ def test_processes_that_end_in_every_way(flags, ending, tmp_path):
     process.kill()
     assert end(process, -signal.SIGKILL) == ''
     for folder in ('data', 'whole'):
-        assert Command(SCRIPT, *flags, tmp_path / folder).run() == (0, '', '')
+        assert write(tmp_path / folder, *more, 1) == (0, '', '')
     assert contents(tmp_path / 'data') == contents(tmp_path / 'whole')
 
 

@@ -6,7 +6,7 @@ import pytest
 import fuzz
 from helpers import LONG, only_long
 
-CASES = 20 if LONG else 1  # of each
+CASES = 10 if LONG else 1  # of each
 
 
 @pytest.mark.parametrize('names', [

@@ -664,7 +664,7 @@ BOX = ['--model_name', '1M', '--models_dir', SRC.parent / 'models', '--seed', 1,
 
 
 @only_long
-@pytest.mark.parametrize('name, n_kills', [('samples.jsonl', 8), ('samples.txt', 4)])
+@pytest.mark.parametrize('name, n_kills', [('samples.jsonl', 4), ('samples.txt', 2)])
 def test_killed_at_random_moments_and_continued(command, sample, tmp_path, name, n_kills):
     flags = [*BOX, '--logprobs'] if name.endswith('.jsonl') else BOX
     moments = random.Random(1)

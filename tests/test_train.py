@@ -522,7 +522,7 @@ def torch_losses(loop, folder, batches, options):
     return losses
 
 
-LARGER = {'n_vocab': 257, 'n_ctx': 64, 'n_embd': 256, 'n_head': 4, 'n_layer': 4}
+LARGER = {'n_vocab': 257, 'n_ctx': 64, 'n_embd': 128, 'n_head': 4, 'n_layer': 3}
 
 
 @pytest.mark.parametrize('recompute', [False, True], ids=['', 'recompute'])
@@ -979,7 +979,7 @@ def test_a_full_disk_is_reported_and_training_resumes(command, loop, models, boo
 @only_long
 def test_a_killed_training_resumes_exactly(command, loop, models, book, capsys):
     """Killed at random moments, it ends with the weights and the metrics of an unbroken run."""
-    n_kills = 10
+    n_kills = 4
     flags = dict(steps=30 * n_kills, accumulation=2, val_every=4, seq_len=16, dropout=0.1,
                  sample_length=0)
     train_here(models, book, 'whole', learning_rate=1e-4, seed=0, **flags)

@@ -41,7 +41,7 @@ def run(command, *option_classes, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     options = {field.name: field for option_class in reversed(option_classes)
                for field in dataclasses.fields(option_class)}
-    # TensorFlow 2 then leaves Keras out, which takes a fifth of its start and is used by no command.
+    # TensorFlow 2 then leaves Keras out, a fifth of its start, which no command uses.
     os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
     open_streams()
     try:
