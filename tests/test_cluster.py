@@ -10,8 +10,7 @@ import types
 import pytest
 
 import reference
-from gpt2 import runtime
-from gpt2.cluster import chief, link, worker
+from gpt2.cluster import chief, link, samples, worker
 from gpt2.cluster.leases import WINDOW, Leases
 from gpt2.errors import UserError
 from gpt2.model_dir import ModelOptions, open_model_dir
@@ -28,8 +27,8 @@ END = 256  # <|endoftext|> of the tiny model
 # ---- leases ------------------------------------------------------------------------------------
 
 
-def prompts(n):
-    return ((i, [END]) for i in range(n))
+def wanted_samples(n):
+    return (batching.Sequence(i, [END]) for i in range(n))
 
 
 def made(index, tokens=(1, END)):
@@ -39,7 +38,7 @@ def made(index, tokens=(1, END)):
 
 
 def indices(leases):
-    return [[index for index, _ in lease] for lease in leases]
+    return [[item.index for item in lease] for lease in leases]
 
 
 def wanted(leases):
@@ -48,9 +47,8 @@ def wanted(leases):
 
 @pure
 def test_leases_are_offered_in_order_as_far_as_there_is_room():
-    leases = Leases(prompts(7), 3, patience=10)
-    assert leases.offers(2, 0, now=0) == [[(0, [END]), (1, [END]), (2, [END])],
-                                          [(3, [END]), (4, [END]), (5, [END])]]
+    leases = Leases(wanted_samples(7), 3, patience=10)
+    assert indices(leases.offers(2, 0, now=0)) == [[0, 1, 2], [3, 4, 5]]
     assert leases.offers(0, 2, now=1) == []
     assert indices(leases.offers(5, 1, now=2)) == [[6]]
     assert leases.offers(5, 1, now=3) == [] and not leases.complete
@@ -58,7 +56,7 @@ def test_leases_are_offered_in_order_as_far_as_there_is_room():
 
 @pure
 def test_what_a_silent_worker_has_taken_is_offered_again():
-    leases = Leases(prompts(4), 2, patience=10)
+    leases = Leases(wanted_samples(4), 2, patience=10)
     leases.offers(2, 0, now=0)
     assert leases.offers(2, 2, now=100) == []  # nobody has taken them
     assert leases.offers(2, 1, now=101) == []  # now somebody took the first
@@ -71,18 +69,18 @@ def test_what_a_silent_worker_has_taken_is_offered_again():
 
 @pure
 def test_what_is_given_back_is_offered_at_once_and_what_is_finished_never():
-    leases = Leases(prompts(3), 3, patience=10)
+    leases = Leases(wanted_samples(3), 3, patience=10)
     leases.offers(1, 0, now=0)
     leases.finish(made(1))
     leases.give_back([0, 1, 2, 77])
     assert indices(leases.offers(1, 0, now=1)) == [[0, 2]]
-    assert leases.sequence(1) is None and leases.sequence(77) is None
-    assert leases.sequence(2).prompt == [END]
+    assert leases.wanted(1) is None and leases.wanted(77) is None
+    assert leases.wanted(2).prompt == [END]
 
 
 @pure
 def test_samples_come_out_in_order_each_once():
-    leases = Leases(prompts(4), 4, patience=10)
+    leases = Leases(wanted_samples(4), 4, patience=10)
     leases.offers(1, 0, now=0)
     leases.finish(made(1))
     assert [s.index for s in leases.ready()] == [0, 1, 2, 3] and wanted(leases) == [0, 2, 3]
@@ -97,7 +95,7 @@ def test_samples_come_out_in_order_each_once():
 
 @pure
 def test_few_samples_are_in_memory():
-    leases = Leases(prompts(10**9), 100, patience=10)
+    leases = Leases(wanted_samples(10**9), 100, patience=10)
     assert sum(map(len, leases.offers(10**6, 0, now=0))) == WINDOW
     leases.finish(made(1))
     assert leases.offers(10, 0, now=1) == []
@@ -111,18 +109,18 @@ def test_workers_that_come_and_go_at_random_lose_nothing():
     """Simulated: workers take leases, finish samples, fall silent, and come back with old news."""
     random_ = random.Random(0)
     for size in (1, 4):
-        leases, queue, held, order, now = Leases(prompts(300), size, 10), [], {}, [], 0
+        leases, queue, held, order, now = Leases(wanted_samples(300), size, 10), [], {}, [], 0
         while not leases.complete:
             now += 1
             queue += leases.offers(8 - len(queue), len(queue), now)
             name = random_.randrange(5)
             mine = held.setdefault(name, [])
             if queue and random_.random() < 0.7:
-                mine += [index for index, _ in queue.pop(0)]
+                mine += [item.index for item in queue.pop(0)]
             if mine and random_.random() < 0.8:
                 leases.hear(mine, now)
                 index = mine.pop(random_.randrange(len(mine)))
-                if leases.sequence(index):
+                if leases.wanted(index):
                     leases.finish(made(index))
             if random_.random() < 0.1:
                 held[name] = []  # it was killed
@@ -139,6 +137,9 @@ class Queues:
     def __init__(self, reports):
         self.reports, self.offered = reports, []
 
+    def describe(self, subject):
+        """Nobody asks."""
+
     def room(self):
         return link.N_LEASES
 
@@ -150,16 +151,35 @@ class Queues:
 
 
 @pytest.fixture
-def texts_from(unloaded):
-    """A function that runs a Chief on some reports: return the Sequences of its last list."""
-    model_dir = open_model_dir(unloaded[1], unloaded[3])
+def share(monkeypatch):
+    """A function that lets a Chief share items of a Work, and hear reports: return its last list.
 
-    def run(*reports, local=None, **options):
-        run = types.SimpleNamespace(
-            model_dir=model_dir, generation=GenerationOptions(**{'length': 3, **options}))
-        leases = Leases(prompts(2), 4, patience=10)
-        *_, last = chief.Chief(Queues([*reports]), leases, run, 'abc', local).generate()
+    The digest of what its work is about is abc.
+    """
+    monkeypatch.setattr(link, 'digest', lambda subject: 'abc')
+
+    def share(work, items, reports, local=None):
+        shared = chief.Chief(Queues([*reports]), work)
+        shared.local = local
+        *_, last = shared.share(items)
         return last
+
+    return share
+
+
+@pytest.fixture
+def model_dir(unloaded):
+    return open_model_dir(unloaded[1], unloaded[3])
+
+
+@pytest.fixture
+def texts_from(share, model_dir):
+    """A function that makes two samples of some reports: return the last list of Sequences."""
+    def run(*reports, local=None, **options):
+        generation = GenerationOptions(**{'length': 3, **options})
+        run = types.SimpleNamespace(model_dir=model_dir, generation=generation,
+                                    choose_engine=lambda: 'graph')
+        return share(samples.Work(run, {'batch_size': 4}), wanted_samples(2), reports, local)
 
     return run
 
@@ -262,12 +282,11 @@ def settings(tiny):
     opened = run.open_run(ModelOptions(model_name='tiny', models_dir=str(tiny.models_dir)),
                           EngineOptions(engine='graph'), SamplingOptions(),
                           GenerationOptions(seed=4, length=5), conditional=False)
-    return {**opened.settings(batch_size=3), 'seed': 4, 'engine': 'graph',
-            'tensorflow': runtime.tensorflow_version()}
+    return samples.Work(opened, opened.settings(batch_size=3)).subject
 
 
 def test_a_worker_opens_the_run_of_its_chief(tiny, settings):
-    opened = run.open_settings({**settings, 'prompts': 'abc'}, str(tiny.models_dir))
+    opened = samples.open_run({**settings, 'prompts': 'abc'}, str(tiny.models_dir))
     assert (opened.generation.seed, opened.generation.length, opened.engine.engine) == (
         4, 5, 'graph')
 
@@ -275,29 +294,31 @@ def test_a_worker_opens_the_run_of_its_chief(tiny, settings):
 @pytest.mark.parametrize('change, words', [
     ({'model': '../tiny'}, 'is not the name of a model'), ({'model': 'none'}, 'no model none'),
     ({'model': 7}, 'settings that no run has'), ({'weights': 'x'}, 'other weights than'),
-    ({'tensorflow': '0.1'}, 'other tensorflow than'), ({'temperature': 'hot'}, 'temperature'),
+    ({'tensorflow': '0.1'}, 'other tensorflow than'), ({'hparams': None}, 'other hparams than'),
+    ({'temperature': 'hot'}, 'temperature'),
     ({'length': None}, 'other length'), ({'top_k': -1}, 'top_k'), ({'top_k': 999}, 'top_k'),
     ({'batch_size': 0}, 'batch_size'), ({'seed': 'x'}, 'no run has'),
     ({'seed': None}, 'no run has'), ({'engine': 'warp'}, 'no run has'),
     ({'keep': None}, 'other keep')], ids=str)
 def test_settings_that_do_not_fit_are_refused(tiny, settings, change, words):
     with pytest.raises(UserError) as error:
-        run.open_settings({**settings, **change}, str(tiny.models_dir))
+        samples.open_run({**settings, **change}, str(tiny.models_dir))
     assert words in str(error.value)
 
 
 LEASES = [b'', b'\xff', b'7', b'{"digest": "abc"}', *(
-    json.dumps({'digest': 'abc', 'samples': samples}).encode('utf-8') for samples in [
+    json.dumps({'digest': 'abc', 'items': items}).encode('utf-8') for items in [
         7, [7], [[0]], [['0', [1]]], [[0, []]], [[0, [1] * 33]], [[0, [257]]], [[0, ['1']]],
         [[0, 'abc']], [[0, [1], 2]]])]
 
 
 @pytest.mark.parametrize('number', range(len(LEASES)))
-def test_a_lease_that_makes_no_sense_is_left_out(tiny, monkeypatch, capsys, number):
+def test_a_lease_that_makes_no_sense_is_left_out(model_dir, capsys, number):
     queue = [LEASES[number], None]
     idle = worker.Worker.__new__(worker.Worker)
     idle.digest, idle._chief = 'abc', types.SimpleNamespace(take=lambda timeout: queue.pop(0))
-    idle._run = types.SimpleNamespace(model_dir=open_model_dir('tiny', str(tiny.models_dir)))
+    idle._maker = samples.Maker.__new__(samples.Maker)
+    idle._maker._run = types.SimpleNamespace(model_dir=model_dir)
     assert idle._take(1) is None
     assert 'makes no sense' in capsys.readouterr().err
 

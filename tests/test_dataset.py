@@ -271,7 +271,7 @@ class FakeRun:
 
 def made_by_workers(jobs):
     """Yield the indices of the samples that two processes make for jobs."""
-    with workers.open_samples(jobs, 1, 2) as (engine, samples):
+    with workers.open_samples(jobs, DatasetOptions(processes=2)) as (engine, samples):
         assert engine == 'fake'
         for batches in samples:
             for sequence in itertools.chain.from_iterable(batches):

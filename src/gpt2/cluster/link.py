@@ -27,6 +27,13 @@ def digest(subject):
     return hashlib.sha256(subject).hexdigest()[:16]
 
 
+def as_indices(values):
+    """Return a list of whole numbers. Raises ValueError if it is none."""
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError('not a list of indices')
+    return values
+
+
 class LostError(Exception):
     """The chief does not answer."""
 
