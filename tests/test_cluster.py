@@ -291,6 +291,30 @@ def test_nobody_falls_silent_while_a_chief_does_something_else(
     assert capsys.readouterr().err.count('\n') == 1  # that it joined
 
 
+@pure
+def test_a_chief_that_was_asleep_goes_on(model_dir, monkeypatch):
+    """Its own calls are not answered in time, each for once."""
+    late, queues = ['room', 'offer', 'hear'], Queues([scored(0), scored(1)])
+
+    def late_once(name):
+        call = getattr(queues, name)
+
+        def first_late(*args, **options):
+            if name in late:
+                late.remove(name)
+                raise link.LateError
+            return call(*args, **options)
+
+        setattr(queues, name, first_late)
+
+    for name in late:
+        late_once(name)
+    monkeypatch.setattr(link, 'digest', lambda subject: 'abc')
+    shared = chief.Chief(queues, scores.Work(model_dir, None, None))
+    *_, last = shared.share(map(batch_of, range(2)))
+    assert (last[-1].done, last[-1].index, late) == (True, 1, [])
+
+
 # ---- scores ------------------------------------------------------------------------------------
 
 

@@ -85,8 +85,11 @@ class Chief:
         self._leases = Leases(items, self._work.lease_size, PATIENCE)
         self._heard = dict.fromkeys(self._heard, time.monotonic())  # nobody has listened meanwhile
         while not self._leases.complete:
-            self._offer(time.monotonic())
-            reports = self._link.hear(timeout=0.2)
+            try:
+                self._offer(time.monotonic())
+                reports = self._link.hear(timeout=0.2)
+            except link.LateError:  # this machine was asleep, or is very busy
+                continue
             if any([self._hear(report, time.monotonic()) for report in reports]):
                 yield self._leases.ready()
 
