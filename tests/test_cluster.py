@@ -620,7 +620,7 @@ def test_a_worker_finds_the_figures_that_one_process_finds(port, measure, monkey
     assert len(measures) == 2
     *found, stderr = measure('many.json', '--serve', port)
     assert found == [table, measures]
-    assert 'whoever reaches this port' in stderr and stderr.count('joined') == 1
+    assert 'whoever reaches this port' in stderr and 'joined' in stderr
 
 
 @only_long

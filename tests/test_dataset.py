@@ -218,7 +218,7 @@ def test_a_worker_makes_the_same_files(write, whole, port, monkeypatch, tmp_path
     from gpt2.cluster import chief
     monkeypatch.setattr(chief, 'LINGER', 0)
     status, stdout, stderr = write(tmp_path, '--seed', 4, '--serve', port)
-    assert (status, stdout) == (0, '') and stderr.count('joined') == 1
+    assert (status, stdout) == (0, '') and 'joined' in stderr
     assert contents(tmp_path) == whole
 
 
