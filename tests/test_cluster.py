@@ -151,7 +151,7 @@ class Queues:
     def offer(self, lease):
         self.offered.append(lease)
 
-    def hear(self, timeout):
+    def hear(self, seconds):
         return [self.reports.pop(0)]
 
 

@@ -18,6 +18,7 @@ from gpt2.cluster.leases import Leases
 from gpt2.errors import UserError
 
 PATIENCE = 10  # seconds of silence after which a worker's items are offered to others
+ROUND_SECONDS = 0.1  # between looks at what workers have reported
 LINGER = 2  # seconds in which workers can hear that the work has ended
 NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
@@ -87,7 +88,7 @@ class Chief:
         while not self._leases.complete:
             try:
                 self._offer(time.monotonic())
-                reports = self._link.hear(timeout=0.2)
+                reports = self._link.hear(ROUND_SECONDS)
             except link.LateError:  # this machine was asleep, or is very busy
                 continue
             if any([self._hear(report, time.monotonic()) for report in reports]):

@@ -1,6 +1,7 @@
 """A worker: takes work from the chief, does it, and reports what is finished."""
 
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -12,7 +13,8 @@ from gpt2.cluster import link, samples, scores
 from gpt2.errors import UserError
 
 WAIT = 120  # seconds until a chief that does not answer is given up
-REPORT_SECONDS = 0.5
+REPORT_SECONDS = 0.5  # between reports, if something is finished
+ALIVE_SECONDS = 2  # and if not
 MAKERS = {'samples': samples.Maker, 'scores': scores.Maker}  # by the kinds of work
 
 
@@ -132,7 +134,7 @@ class Reporter:
         """Args: encode: a function from a finished item to what is reported of it."""
         self._chief, self._digest, self._encode = chief, digest, encode
         self._held, self._finished, self._lock = {}, [], threading.Lock()
-        self._leaving, self._ended = threading.Event(), False
+        self._leaving, self._ended, self._last = threading.Event(), False, -math.inf
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self):
@@ -162,9 +164,11 @@ class Reporter:
 
     def _run(self):
         while not self._leaving.wait(REPORT_SECONDS):
-            self._send()
+            if self._finished or time.monotonic() - self._last > ALIVE_SECONDS:
+                self._send()
 
     def _send(self, leaving=False):
+        self._last = time.monotonic()
         with self._lock:
             held, finished = list(self._held), self._finished[:]
         message = report(self._digest, () if leaving else held, held if leaving else (), finished,
