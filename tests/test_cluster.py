@@ -578,8 +578,9 @@ def wait_for(process, text):
         seen += new
 
 
-def test_a_worker_makes_the_file_that_one_process_makes(tiny, port, sample, tmp_path):
+def test_a_worker_makes_the_file_that_one_process_makes(port, sample, monkeypatch, tmp_path):
     import generate_conditional_samples as conditional
+    monkeypatch.setattr(chief, 'LINGER', 0)
     prompts = ['--prompt', 'One', '--prompt', 'Two', '--nsamples', 5, '--logprobs', 2]
     sample(conditional.continue_prompts, *prompts, '--output', tmp_path / 'one.jsonl')
     stdout, stderr = sample(conditional.continue_prompts, *prompts, '--serve', port, '--output',
