@@ -11,7 +11,7 @@ OPTIONS = (ModelOptions, EvaluationOptions)
 def evaluate(task, file=None, *, model_name='124M', data_dir='data', limit=None, batch_size=1,
              stride=32, raw=False, output=None, html=None, human=None, synthetic=None,
              reference=None, equal_lengths=True, lengths=None, baseline=False, seed=0,
-             models_dir='models'):
+             serve=None, work=True, models_dir='models'):
     """Measure a model on a data set of the paper's table, or score, compare or detect texts.
 
     python3 src/evaluate.py TASK [FILE ...] [flags]
@@ -23,6 +23,10 @@ def evaluate(task, file=None, *, model_name='124M', data_dir='data', limit=None,
     python3 src/evaluate.py detect mine.txt --reference reference.npz
 
     The rows of a task are printed when it is finished. Ctrl-C stops the run.
+
+    Several machines compute the same figures together: one runs this command with --serve 5000, the
+    others python3 src/worker.py HOST:5000, with the same model and TensorFlow. The port knows no
+    password. Keep it within a private network, or reach it by SSH; see src/worker.py --help.
 
     TASK is one of these; each reads the file as it is distributed, from DATA_DIR or as FILE:
 
@@ -69,7 +73,7 @@ def evaluate(task, file=None, *, model_name='124M', data_dir='data', limit=None,
                           batch_size=batch_size, stride=stride, raw=raw, output=output, html=html,
                           human=human, synthetic=synthetic, reference=reference,
                           equal_lengths=equal_lengths, lengths=lengths, baseline=baseline,
-                          seed=seed))
+                          seed=seed, serve=serve, work=work))
 
 
 if __name__ == '__main__':

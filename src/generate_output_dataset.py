@@ -10,13 +10,15 @@ OPTIONS = (ModelOptions, EngineOptions, DatasetOptions)
 
 def generate_dataset(model_name='124M', *, train=250000, valid=5000, test=5000, seed=None,
                      batch_size=1, processes=1, data_dir='data', models_dir='models',
-                     engine='auto', dtype='float32'):
+                     engine='auto', dtype='float32', serve=None, work=True):
     """Write texts that the model makes up, in the files of OpenAI's gpt-2-output-dataset.
 
     python3 src/generate_output_dataset.py 124M --batch_size 32
     python3 src/generate_output_dataset.py 1M --train 1000 --valid 100 --test 100
 
-    Stopped with Ctrl-C or otherwise, the same command continues the files.
+    Stopped with Ctrl-C or otherwise, the same command continues the files. Several machines make
+    them together: one runs this command with --serve 5000, the others python3 src/worker.py
+    HOST:5000. The port knows no password; see src/worker.py --help.
 
     DATA_DIR gets six files, for 124M small-117M.train.jsonl, small-117M.valid.jsonl and
     small-117M.test.jsonl, at temperature 1, and small-117M-k40.train.jsonl and so on, with top-k
@@ -35,7 +37,7 @@ def generate_dataset(model_name='124M', *, train=250000, valid=5000, test=5000, 
         ModelOptions(model_name=model_name, models_dir=models_dir),
         EngineOptions(engine=engine, dtype=dtype),
         DatasetOptions(train=train, valid=valid, test=test, seed=seed, batch_size=batch_size,
-                       processes=processes, data_dir=data_dir))
+                       processes=processes, data_dir=data_dir, serve=serve, work=work))
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -110,6 +111,14 @@ def refused(bare):
 def cache_folder(tmp_path_factory):
     """Keep the user's own cache folder out of the tests."""
     os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture
+def port():
+    """A port that nobody uses."""
+    with socket.socket() as free:
+        free.bind(('', 0))
+        return free.getsockname()[1]
 
 
 # ---- a model -----------------------------------------------------------------------------------

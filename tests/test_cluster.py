@@ -1,19 +1,23 @@
-"""Samples made by several processes: who makes which, what they say, and what if one dies."""
+"""Work of several processes: who does which part, what they say, and what if one dies."""
 import itertools
 import json
+import math
 import random
+import re
 import signal
 import socket
 import time
 import types
 
+import numpy as np
 import pytest
 
+import evaluate
 import reference
-from gpt2 import runtime
-from gpt2.cluster import chief, link, worker
+from gpt2.cluster import chief, link, samples, scores, worker
 from gpt2.cluster.leases import WINDOW, Leases
 from gpt2.errors import UserError
+from gpt2.evaluation.loglikelihood import Batch, Scorer
 from gpt2.model_dir import ModelOptions, open_model_dir
 from gpt2.sampling import batching, run
 from gpt2.sampling.options import EngineOptions, GenerationOptions, SamplingOptions
@@ -28,8 +32,8 @@ END = 256  # <|endoftext|> of the tiny model
 # ---- leases ------------------------------------------------------------------------------------
 
 
-def prompts(n):
-    return ((i, [END]) for i in range(n))
+def wanted_samples(n):
+    return (batching.Sequence(i, [END]) for i in range(n))
 
 
 def made(index, tokens=(1, END)):
@@ -39,7 +43,7 @@ def made(index, tokens=(1, END)):
 
 
 def indices(leases):
-    return [[index for index, _ in lease] for lease in leases]
+    return [[item.index for item in lease] for lease in leases]
 
 
 def wanted(leases):
@@ -48,9 +52,8 @@ def wanted(leases):
 
 @pure
 def test_leases_are_offered_in_order_as_far_as_there_is_room():
-    leases = Leases(prompts(7), 3, patience=10)
-    assert leases.offers(2, 0, now=0) == [[(0, [END]), (1, [END]), (2, [END])],
-                                          [(3, [END]), (4, [END]), (5, [END])]]
+    leases = Leases(wanted_samples(7), 3, patience=10)
+    assert indices(leases.offers(2, 0, now=0)) == [[0, 1, 2], [3, 4, 5]]
     assert leases.offers(0, 2, now=1) == []
     assert indices(leases.offers(5, 1, now=2)) == [[6]]
     assert leases.offers(5, 1, now=3) == [] and not leases.complete
@@ -58,7 +61,7 @@ def test_leases_are_offered_in_order_as_far_as_there_is_room():
 
 @pure
 def test_what_a_silent_worker_has_taken_is_offered_again():
-    leases = Leases(prompts(4), 2, patience=10)
+    leases = Leases(wanted_samples(4), 2, patience=10)
     leases.offers(2, 0, now=0)
     assert leases.offers(2, 2, now=100) == []  # nobody has taken them
     assert leases.offers(2, 1, now=101) == []  # now somebody took the first
@@ -71,18 +74,18 @@ def test_what_a_silent_worker_has_taken_is_offered_again():
 
 @pure
 def test_what_is_given_back_is_offered_at_once_and_what_is_finished_never():
-    leases = Leases(prompts(3), 3, patience=10)
+    leases = Leases(wanted_samples(3), 3, patience=10)
     leases.offers(1, 0, now=0)
     leases.finish(made(1))
     leases.give_back([0, 1, 2, 77])
     assert indices(leases.offers(1, 0, now=1)) == [[0, 2]]
-    assert leases.sequence(1) is None and leases.sequence(77) is None
-    assert leases.sequence(2).prompt == [END]
+    assert leases.wanted(1) is None and leases.wanted(77) is None
+    assert leases.wanted(2).prompt == [END]
 
 
 @pure
 def test_samples_come_out_in_order_each_once():
-    leases = Leases(prompts(4), 4, patience=10)
+    leases = Leases(wanted_samples(4), 4, patience=10)
     leases.offers(1, 0, now=0)
     leases.finish(made(1))
     assert [s.index for s in leases.ready()] == [0, 1, 2, 3] and wanted(leases) == [0, 2, 3]
@@ -97,7 +100,7 @@ def test_samples_come_out_in_order_each_once():
 
 @pure
 def test_few_samples_are_in_memory():
-    leases = Leases(prompts(10**9), 100, patience=10)
+    leases = Leases(wanted_samples(10**9), 100, patience=10)
     assert sum(map(len, leases.offers(10**6, 0, now=0))) == WINDOW
     leases.finish(made(1))
     assert leases.offers(10, 0, now=1) == []
@@ -111,18 +114,18 @@ def test_workers_that_come_and_go_at_random_lose_nothing():
     """Simulated: workers take leases, finish samples, fall silent, and come back with old news."""
     random_ = random.Random(0)
     for size in (1, 4):
-        leases, queue, held, order, now = Leases(prompts(300), size, 10), [], {}, [], 0
+        leases, queue, held, order, now = Leases(wanted_samples(300), size, 10), [], {}, [], 0
         while not leases.complete:
             now += 1
             queue += leases.offers(8 - len(queue), len(queue), now)
             name = random_.randrange(5)
             mine = held.setdefault(name, [])
             if queue and random_.random() < 0.7:
-                mine += [index for index, _ in queue.pop(0)]
+                mine += [item.index for item in queue.pop(0)]
             if mine and random_.random() < 0.8:
                 leases.hear(mine, now)
                 index = mine.pop(random_.randrange(len(mine)))
-                if leases.sequence(index):
+                if leases.wanted(index):
                     leases.finish(made(index))
             if random_.random() < 0.1:
                 held[name] = []  # it was killed
@@ -139,27 +142,49 @@ class Queues:
     def __init__(self, reports):
         self.reports, self.offered = reports, []
 
+    def describe(self, subject):
+        """Nobody asks."""
+
     def room(self):
         return link.N_LEASES
 
     def offer(self, lease):
         self.offered.append(lease)
 
-    def hear(self, timeout):
+    def hear(self, seconds):
         return [self.reports.pop(0)]
 
 
 @pytest.fixture
-def texts_from(unloaded):
-    """A function that runs a Chief on some reports: return the Sequences of its last list."""
-    model_dir = open_model_dir(unloaded[1], unloaded[3])
+def share(monkeypatch):
+    """A function that lets a Chief share items of a Work, and hear reports: return its last list.
 
-    def run(*reports, local=None, **options):
-        run = types.SimpleNamespace(
-            model_dir=model_dir, generation=GenerationOptions(**{'length': 3, **options}))
-        leases = Leases(prompts(2), 4, patience=10)
-        *_, last = chief.Chief(Queues([*reports]), leases, run, 'abc', local).generate()
+    The digest of what its work is about is abc.
+    """
+    monkeypatch.setattr(link, 'digest', lambda subject: 'abc')
+
+    def share(work, items, reports, local=None):
+        shared = chief.Chief(Queues([*reports]), work)
+        shared.local = local
+        *_, last = shared.share(items)
         return last
+
+    return share
+
+
+@pytest.fixture
+def model_dir(unloaded):
+    return open_model_dir(unloaded[1], unloaded[3])
+
+
+@pytest.fixture
+def texts_from(share, model_dir):
+    """A function that makes two samples of some reports: return the last list of Sequences."""
+    def run(*reports, local=None, **options):
+        generation = GenerationOptions(**{'length': 3, **options})
+        run = types.SimpleNamespace(model_dir=model_dir, generation=generation,
+                                    choose_engine=lambda: 'graph')
+        return share(samples.Work(run, {'batch_size': 4}), wanted_samples(2), reports, local)
 
     return run
 
@@ -253,6 +278,192 @@ def test_a_chief_whose_only_worker_has_ended_does_not_wait_for_ever(texts_from):
         texts_from(report(GOOD), local=local)
 
 
+@pure
+def test_nobody_falls_silent_while_a_chief_does_something_else(
+        share, model_dir, capsys, monkeypatch):
+    monkeypatch.setattr(chief, 'time', types.SimpleNamespace(monotonic=lambda: now))
+    queues, now = Queues([scored(0), scored(1)]), 1000
+    shared = chief.Chief(queues, scores.Work(model_dir, None, None))
+    for index in range(2):
+        (batch,), = shared.share(iter([batch_of(index)]))
+        assert batch.done and batch.index == index
+        now += 1000
+    assert capsys.readouterr().err.count('\n') == 1  # that it joined
+
+
+@pure
+def test_a_chief_that_was_asleep_goes_on(model_dir, monkeypatch):
+    """Its own calls are not answered in time, each for once."""
+    late, queues = ['room', 'offer', 'hear'], Queues([scored(0), scored(1)])
+
+    def late_once(name):
+        call = getattr(queues, name)
+
+        def first_late(*args, **options):
+            if name in late:
+                late.remove(name)
+                raise link.LateError
+            return call(*args, **options)
+
+        setattr(queues, name, first_late)
+
+    for name in late:
+        late_once(name)
+    monkeypatch.setattr(link, 'digest', lambda subject: 'abc')
+    shared = chief.Chief(queues, scores.Work(model_dir, None, None))
+    *_, last = shared.share(map(batch_of, range(2)))
+    assert (last[-1].done, last[-1].index, late) == (True, 1, [])
+
+
+# ---- scores ------------------------------------------------------------------------------------
+
+
+def batch_of(index):
+    """Return a Batch of two windows, and of three tokens to score."""
+    return Batch(index, np.array([[1, 2, 3], [4, 5, 0]], np.int32), [1, 2, 4],
+                 np.array([3, 9, END], np.int32))
+
+
+def result_of(top=None, seed=0):
+    """Return scores that a worker may report for such a Batch, as arrays."""
+    random_ = np.random.RandomState(seed)
+    floats = [(random_.standard_normal([3, *shape]) * 10.**random_.randint(-44, 38)).astype(
+        np.float32) for shape in [[], [], [], [top or 0]]]
+    ranks = [np.array(values, np.int32) for values in [[1, 257, 3], [1, 200, 2]]]
+    tops = random_.randint(0, 257, [3, top or 0]).astype(np.int32)
+    return [floats[0], *ranks, *([] if top is None else [floats[1], tops, floats[3], floats[2]])]
+
+
+def scored(index, values=None):
+    """Return the report of such scores."""
+    values = result_of() if values is None else values
+    return report([index, *(value.tolist() for value in values)])
+
+
+@pytest.fixture
+def scores_from(share, model_dir):
+    """A function that scores two Batches by some reports: return the last list of Batches."""
+    def run(*reports, top=None):
+        work = scores.Work(model_dir, None, top)
+        return share(work, map(batch_of, range(2)), reports)
+
+    return run
+
+
+@pure
+@pytest.mark.parametrize('top', [None, 0, 2])
+def test_scores_arrive_bit_for_bit(scores_from, top):
+    """Also those that are tiny or huge."""
+    for seed in range(40):
+        values = [result_of(top, seed), result_of(top, seed + 1000)]
+        found = scores_from(scored(1, values[1]), scored(0, values[0]), top=top)
+        for batch, sent in zip(found, values):
+            assert [value.tobytes() for value in batch.scores] == [v.tobytes() for v in sent]
+            assert [value.dtype for value in batch.scores] == [v.dtype for v in sent]
+
+
+def spoil(n, change, top=2):
+    """Return a report of which one part is something else."""
+    values = [value.tolist() for value in result_of(top)]
+    values[n] = change(values[n]) if callable(change) else change
+    return report([0, *values])
+
+
+FLOATS, INTS = [-1., -2.5, -3.], [1, 2, 3]
+WRONG_RESULTS = [
+    report([0]), report([0, FLOATS]), report([0, FLOATS, INTS, INTS]), report([0, *[FLOATS] * 7]),
+    report([0, FLOATS, INTS, INTS, FLOATS, [[1, 2]] * 3, [FLOATS[:2]] * 3]),
+    *(spoil(n, change) for n in (0, 3, 5, 6) for change in [
+        None, 7, 'abc', {}, [], FLOATS, INTS, FLOATS[:2], [[x] for x in FLOATS],
+        [[x] * 3 for x in FLOATS], lambda values: [math.nan, *values[1:]],
+        lambda values: [math.inf, *values[1:]], [1e39] * 3, [[1e39] * 2] * 3, [10**400, 1., 2.],
+        ['x'] * 3, [True] * 3, [None] * 3, [FLOATS, 1., [2.]]]
+      if (n, change) not in [(0, FLOATS), (3, FLOATS), (6, FLOATS)]),
+    *(spoil(n, change) for n in (1, 2, 4) for change in [
+        None, 7, 'abc', {}, [], FLOATS, [1, 2, 258], [[1, 257]] * 3, [0, 1, 2], [[0, -1]] * 3,
+        [1, 2], [[1, 2]] * 2, [2**40] * 3, [[2**40] * 2] * 3, [2**64] * 3, [10**400] * 3,
+        [True] * 3, [1, 2, None], [1.0, 2.0, 3.0], [1, [2], 3]])]
+
+
+@pure
+def test_scores_of_texts_that_cannot_be_are_left_out(scores_from, capsys):
+    good = [scored(index, result_of(2)) for index in range(2)]
+    for number, wrong in enumerate(WRONG_RESULTS):
+        found = scores_from(wrong, *good, top=2)
+        assert [batch.index for batch in found if batch.done] == [0, 1][-len(found):], number
+        assert capsys.readouterr().err.count('makes no sense') == 1, (number, wrong)
+
+
+@pure
+def test_random_damage_to_reports_of_scores(scores_from, capsys):
+    random_, good, reports = random.Random(2), scored(0, result_of(2)), []
+    for _ in range(1000):
+        damaged = bytearray(good)
+        for _ in range(random_.randrange(1, 4)):
+            damaged[random_.randrange(len(damaged))] = random_.choice(b'0123456789-e[],. "{x\xff')
+        reports.append(bytes(damaged))
+    found = scores_from(*reports, scored(1, result_of(2)), good, top=2)
+    for batch in found:
+        for value, like in zip(batch.scores, result_of(2)):
+            assert (value.dtype, value.shape) == (like.dtype, like.shape)
+            assert np.isfinite(value).all()
+    assert 'makes no sense' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def maker(tiny):
+    """What scores Batches for a chief that wants two of the likeliest tokens."""
+    model_dir = open_model_dir('tiny', str(tiny.models_dir))
+    allowed = np.arange(257) % 3 > 0
+    return scores.Maker(scores.Work(model_dir, allowed, 2).subject, str(tiny.models_dir))
+
+
+def test_texts_are_scored_by_others_as_in_one_process(tiny, share, maker, monkeypatch):
+    """To the bit: also with a batch of several windows, and one that is not full."""
+    model_dir = open_model_dir('tiny', str(tiny.models_dir))
+    allowed, random_ = np.arange(257) % 3 > 0, np.random.RandomState(3)
+    work, n_batches = scores.Work(model_dir, allowed, 2), []
+
+    def score_batches(batches):
+        for batch in batches:
+            n_batches.append(1)
+            lease = json.loads(json.dumps(work.encode(batch)))
+            (done,), = maker.make([maker.decode(*lease)])
+            index, *result = json.loads(json.dumps(maker.encode(done)))
+            assert index == batch.index
+            yield work.decode(batch, *result)
+
+    texts = [random_.randint(0, 257, n).tolist() for n in (70, 1, 0, 33, 5)]
+    for batch_size, stride in [(1, 32), (3, 7)]:
+        one, many = [Scorer(model_dir, allowed, 2, score_batches=score).loglikelihood_rolling(
+            texts, batch_size, stride) for score in (None, score_batches)]
+        assert [[part.tobytes() for part in text] for text in one] == [
+            [part.tobytes() for part in text] for text in many]
+    assert len(n_batches) > 5
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'kind': 'dreams'}, 'work of a kind that is not known here'),
+    ({'kind': []}, 'of a kind that'), ({'model': '../tiny'}, 'is not the name of a model'),
+    ({'model': 7}, 'settings that no run has'), ({'weights': 'x'}, 'other weights than'),
+    ({'tensorflow': '0.1'}, 'other tensorflow than'), ({'hparams': {}}, 'other hparams than'),
+    ({'top': -1}, 'no run has'), ({'top': True}, 'no run has'), ({'top': 258}, 'no run has'),
+    ({'forbidden': 7}, 'no run has'), ({'forbidden': [257]}, 'no run has'),
+    ({'forbidden': [-1]}, 'no run has'), ({'forbidden': ['x']}, 'no run has')], ids=str)
+def test_scores_for_another_chief_are_refused(tiny, change, words):
+    subject = scores.Work(open_model_dir('tiny', str(tiny.models_dir)), None, 2).subject
+    with pytest.raises(UserError) as error:
+        worker.open_maker(link.encode({**subject, **change}), str(tiny.models_dir))
+    assert words in str(error.value)
+
+
+@pure
+@pytest.mark.parametrize('subject', [b'', b'7', b'\xff', b'{}', b'[' * 100000])
+def test_what_no_chief_says_is_refused(subject):
+    with pytest.raises(UserError, match='of a kind that is not known'):
+        worker.open_maker(subject, 'models')
+
+
 # ---- what a worker takes -----------------------------------------------------------------------
 
 
@@ -262,12 +473,11 @@ def settings(tiny):
     opened = run.open_run(ModelOptions(model_name='tiny', models_dir=str(tiny.models_dir)),
                           EngineOptions(engine='graph'), SamplingOptions(),
                           GenerationOptions(seed=4, length=5), conditional=False)
-    return {**opened.settings(batch_size=3), 'seed': 4, 'engine': 'graph',
-            'tensorflow': runtime.tensorflow_version()}
+    return samples.Work(opened, opened.settings(batch_size=3)).subject
 
 
 def test_a_worker_opens_the_run_of_its_chief(tiny, settings):
-    opened = run.open_settings({**settings, 'prompts': 'abc'}, str(tiny.models_dir))
+    opened = samples.open_run({**settings, 'prompts': 'abc'}, str(tiny.models_dir))
     assert (opened.generation.seed, opened.generation.length, opened.engine.engine) == (
         4, 5, 'graph')
 
@@ -275,41 +485,72 @@ def test_a_worker_opens_the_run_of_its_chief(tiny, settings):
 @pytest.mark.parametrize('change, words', [
     ({'model': '../tiny'}, 'is not the name of a model'), ({'model': 'none'}, 'no model none'),
     ({'model': 7}, 'settings that no run has'), ({'weights': 'x'}, 'other weights than'),
-    ({'tensorflow': '0.1'}, 'other tensorflow than'), ({'temperature': 'hot'}, 'temperature'),
+    ({'tensorflow': '0.1'}, 'other tensorflow than'), ({'hparams': None}, 'other hparams than'),
+    ({'temperature': 'hot'}, 'temperature'),
     ({'length': None}, 'other length'), ({'top_k': -1}, 'top_k'), ({'top_k': 999}, 'top_k'),
     ({'batch_size': 0}, 'batch_size'), ({'seed': 'x'}, 'no run has'),
     ({'seed': None}, 'no run has'), ({'engine': 'warp'}, 'no run has'),
     ({'keep': None}, 'other keep')], ids=str)
 def test_settings_that_do_not_fit_are_refused(tiny, settings, change, words):
     with pytest.raises(UserError) as error:
-        run.open_settings({**settings, **change}, str(tiny.models_dir))
+        samples.open_run({**settings, **change}, str(tiny.models_dir))
     assert words in str(error.value)
 
 
-LEASES = [b'', b'\xff', b'7', b'{"digest": "abc"}', *(
-    json.dumps({'digest': 'abc', 'samples': samples}).encode('utf-8') for samples in [
-        7, [7], [[0]], [['0', [1]]], [[0, []]], [[0, [1] * 33]], [[0, [257]]], [[0, ['1']]],
-        [[0, 'abc']], [[0, [1], 2]]])]
+def lease(*items, digest='abc'):
+    return json.dumps({'digest': digest, 'items': items}).encode('utf-8')
 
 
-@pytest.mark.parametrize('number', range(len(LEASES)))
-def test_a_lease_that_makes_no_sense_is_left_out(tiny, monkeypatch, capsys, number):
-    queue = [LEASES[number], None]
-    idle = worker.Worker.__new__(worker.Worker)
-    idle.digest, idle._chief = 'abc', types.SimpleNamespace(take=lambda timeout: queue.pop(0))
-    idle._run = types.SimpleNamespace(model_dir=open_model_dir('tiny', str(tiny.models_dir)))
-    assert idle._take(1) is None
-    assert 'makes no sense' in capsys.readouterr().err
-
-
-# ---- processes ---------------------------------------------------------------------------------
+BAD_LEASES = [b'', b'\xff', b'7', b'{"digest": "abc"}', b'[' * 100000, lease(7),
+              b'{"digest": "abc", "items": 7}', lease([0]), lease([0], digest='other')[:-9]]
+BAD_SAMPLES = [['0', [1]], [0, []], [0, [1] * 33], [0, [257]], [0, ['1']], [0, 'abc'], [0, [1], 2]]
+BAD_BATCHES = [
+    ['0', [[1]], [0], [1]], [0, [1], [0], [1]], [0, [[]], [0], [1]], [0, [[1] * 33], [0], [1]],
+    [0, [[257]], [0], [1]], [0, [[1]], [1], [1]], [0, [[1]], [-1], [1]], [0, [[1]], [], []],
+    [0, [[1]], [0], [257]], [0, [[1]], [0], [1, 2]], [0, [[1], [2, 3]], [0], [1]],
+    [0, [['1']], [0], [1]], [0, [[1.5]], [0], [1]], [0, [[2**70]], [0], [1]], [0, [], [0], [1]],
+    [0, [[10**400, 1.5]], [0], [1]], [0, [[1]], [[0]], [[1]]], [0, None, [0], [1]], [0, {}, {}, {}]]
 
 
 @pytest.fixture
-def port():
-    with socket.socket() as free:
-        free.bind(('', 0))
-        return free.getsockname()[1]
+def take(model_dir):
+    """A function that lets an idle Worker with a Maker take a lease: what it gets, what it says."""
+    def take(kind, data):
+        said, idle = [], worker.Worker.__new__(worker.Worker)
+        idle._chief = types.SimpleNamespace(take=lambda timeout: data, report=said.append)
+        idle.digest, idle._maker = 'abc', kind.Maker.__new__(kind.Maker)
+        idle._maker._run = types.SimpleNamespace(model_dir=model_dir)
+        idle._maker._hparams = model_dir.hparams
+        return idle._take(1), said
+
+    return take
+
+
+@pure
+@pytest.mark.parametrize('kind, wrong', [(samples, BAD_SAMPLES), (scores, BAD_BATCHES)])
+def test_a_lease_that_makes_no_sense_is_left_out(take, capsys, kind, wrong):
+    for data in [*BAD_LEASES, *map(lease, wrong)]:
+        assert take(kind, data) == (None, [])
+        assert capsys.readouterr().err.count('makes no sense') == 1, data
+
+
+@pure
+def test_a_lease_of_other_work_is_given_back_at_once(take):
+    found, (said,) = take(samples, lease([7, [1]], [9, [1]], digest='other'))
+    assert found is None
+    assert (said['digest'], said['returned'], said['held']) == ('other', [7, 9], [])
+
+
+@pure
+def test_a_lease_has_what_the_chief_has_offered(take, model_dir):
+    work = scores.Work(model_dir, None, None)
+    (batch,), said = take(scores, lease(work.encode(batch_of(3))))
+    assert (batch.index, batch.tokens.tolist(), list(batch.positions), batch.targets.tolist()) == (
+        3, [[1, 2, 3], [4, 5, 0]], [1, 2, 4], [3, 9, END])
+    assert not batch.done and not said
+
+
+# ---- processes ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -337,8 +578,9 @@ def wait_for(process, text):
         seen += new
 
 
-def test_a_worker_makes_the_file_that_one_process_makes(tiny, port, sample, tmp_path):
+def test_a_worker_makes_the_file_that_one_process_makes(port, sample, monkeypatch, tmp_path):
     import generate_conditional_samples as conditional
+    monkeypatch.setattr(chief, 'LINGER', 0)
     prompts = ['--prompt', 'One', '--prompt', 'Two', '--nsamples', 5, '--logprobs', 2]
     sample(conditional.continue_prompts, *prompts, '--output', tmp_path / 'one.jsonl')
     stdout, stderr = sample(conditional.continue_prompts, *prompts, '--serve', port, '--output',
@@ -346,6 +588,60 @@ def test_a_worker_makes_the_file_that_one_process_makes(tiny, port, sample, tmp_
     assert stdout == ''
     assert 'whoever reaches this port' in stderr and 'joined' in stderr
     assert (tmp_path / 'many.jsonl').read_bytes() == (tmp_path / 'one.jsonl').read_bytes()
+
+
+@pytest.fixture
+def measure(call, tiny, tmp_path):
+    """A function that measures two tasks, in windows of a long text and in short ones.
+
+    It returns the table without the time, the measures with all their digits, and stderr.
+    """
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    (folder / 'lambada_test.jsonl').write_text(''.join(
+        json.dumps({'text': f'One two {"three " * n} four'}) + '\n' for n in range(9)))
+    (folder / 'ptb.test.txt').write_text(' one two N of <unk> \n' * 20)
+
+    def measure(name, *flags):
+        output = tmp_path / name
+        status, stdout, stderr = call(
+            evaluate.evaluate, evaluate.OPTIONS, 'all', '--data_dir', folder, *tiny.flags,
+            '--stride', 3, '--batch_size', 2, '--output', output, *flags)
+        assert status == 1 and 'their files are missing' in stderr.splitlines()[-1]
+        measures = [result['measures'] for result in json.loads(output.read_text('utf-8'))]
+        return re.sub(r' +\d+ s\n', '\n', stdout), measures, stderr
+
+    return measure
+
+
+def test_a_worker_finds_the_figures_that_one_process_finds(port, measure, monkeypatch):
+    """One task after the other is shared."""
+    monkeypatch.setattr(chief, 'LINGER', 0)
+    table, measures, _ = measure('one.json')
+    assert len(measures) == 2
+    *found, stderr = measure('many.json', '--serve', port)
+    assert found == [table, measures]
+    assert 'whoever reaches this port' in stderr and 'joined' in stderr
+
+
+@only_long
+def test_a_worker_that_is_killed_takes_no_figure_with_it(port, measure, start_worker, monkeypatch):
+    """It is killed when it has taken something. A page of scores is the same, too."""
+    monkeypatch.setattr(chief, 'PATIENCE', 3)
+    expected = measure('one.json')[:2]
+    offer, workers = link.Link.offer, [start_worker() for _ in 'abc']
+    n_offered = []
+
+    def killing(self, lease):
+        n_offered.append(1)
+        if len(n_offered) == link.N_LEASES + 9:
+            workers[0].kill()
+        offer(self, lease)
+
+    monkeypatch.setattr(link.Link, 'offer', killing)
+    assert measure('many.json', '--serve', port, '--nowork')[:2] == expected
+    assert len(n_offered) > link.N_LEASES + 9
+    assert [finish(other)[0] for other in workers[1:]] == [0, 0]
 
 
 @only_long

@@ -213,6 +213,15 @@ def test_two_processes_make_the_same_files(call, flags, whole, tmp_path):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_makes_the_same_files(write, whole, port, monkeypatch, tmp_path):
+    """It hears that the work changes: the second sampling has another seed, and top-k 40."""
+    from gpt2.cluster import chief
+    monkeypatch.setattr(chief, 'LINGER', 0)
+    status, stdout, stderr = write(tmp_path, '--seed', 4, '--serve', port)
+    assert (status, stdout) == (0, '') and 'joined' in stderr
+    assert contents(tmp_path) == whole
+
+
 @pytest.mark.pure
 @pytest.mark.parametrize('n', [1, 2, 3, 5])
 def test_texts_are_taken_from_workers_by_turns(monkeypatch, n):
@@ -271,7 +280,7 @@ class FakeRun:
 
 def made_by_workers(jobs):
     """Yield the indices of the samples that two processes make for jobs."""
-    with workers.open_samples(jobs, 1, 2) as (engine, samples):
+    with workers.open_samples(jobs, DatasetOptions(processes=2)) as (engine, samples):
         assert engine == 'fake'
         for batches in samples:
             for sequence in itertools.chain.from_iterable(batches):
@@ -377,7 +386,9 @@ def test_a_published_file_is_left_alone(refuse, unloaded, tmp_path):
 @pytest.mark.pure
 @pytest.mark.parametrize('argv, status, words', [
     (['--train', 0, '--valid', 0, '--test', 0], 2, '--train is 0'),
-    (['--processes', 0], 2, '--processes'), (['--seed', 2**64 - 1], 2, '--seed'),
+    (['--processes', 0], 2, '--processes'),
+    (['--processes', 2, '--serve', 5000], 2, 'src/worker.py'),
+    (['--seed', 2**64 - 1], 2, '--seed'),
     (['--data_dir', '/dev/null/x'], 1, '/dev/null/x')],
     ids=lambda value: str(value)[:30])
 def test_what_cannot_be_done_is_refused(refuse, unloaded, argv, status, words):

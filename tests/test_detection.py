@@ -17,10 +17,9 @@ import generate_unconditional_samples as unconditional
 import reference as oracle
 from gpt2.detection import comparison, report, roc, statistics, tfidf
 from gpt2.detection import reference as references
-from gpt2.detection import run as detection_run
 from gpt2.detection.comparison import Text
 from gpt2.errors import OptionError, UsageError, UserError
-from gpt2.evaluation import loglikelihood
+from gpt2.evaluation import loglikelihood, scorer
 from gpt2.evaluation.loglikelihood import Scorer, Scores
 from gpt2.evaluation.options import EvaluationOptions
 from gpt2.model_dir import open_model_dir, weights_digest
@@ -447,7 +446,7 @@ def tiny_scorer(tiny):
 def sides(sample, tiny, tiny_scorer, tmp_path, monkeypatch):
     """A folder with human.txt and synthetic.jsonl, which the tiny model made; return its flags."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(detection_run, 'Scorer', lambda model_dir, **options: tiny_scorer)
+    monkeypatch.setattr(scorer, 'Scorer', lambda *args, **options: tiny_scorer)
     monkeypatch.setattr(tiny_scorer, 'close', lambda: None)  # its graph is built once
     draw = random.Random(0)
     human = [''.join(chr(draw.randrange(97, 123)) for _ in range(draw.randint(15, 25)))

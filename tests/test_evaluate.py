@@ -45,7 +45,8 @@ def scorer(model_dir):
 @pytest.fixture(scope='module')
 def score(model_dir):
     """The function that tasks measure with."""
-    return run.open_score(model_dir, EvaluationOptions(batch_size=2, stride=5))
+    with run.open_score(model_dir, EvaluationOptions(batch_size=2, stride=5)) as score:
+        yield score
 
 
 @pytest.fixture(scope='module')
@@ -332,7 +333,7 @@ def test_all_names_what_is_missing_and_runs_nothing_twice(call, bare, tiny, data
 
 
 def test_a_result_of_the_first_version_is_continued(call, tiny, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, 'Scorer', None)  # nothing may be scored
+    monkeypatch.setattr(run, 'open_scorer', None)  # nothing may be scored
     output = tmp_path / 'results.json'
     output.write_text(json.dumps([{
         'task': 'ptb',

@@ -1,39 +1,41 @@
-"""Which samples are still to be made, and who makes them. Knows no network and no clock."""
+"""Which items of the work are still to be done, and who does them. Knows no network and no clock.
+
+An item is a text to make, a batch of windows to score: anything with an `index`, and a property
+`done`. A finished one replaces the one that was wanted.
+"""
 
 import collections
 import itertools
 import math
 
-from gpt2.sampling.batching import Sequence
+WINDOW = 5000  # items in memory: a late one holds up no more than these
 
-WINDOW = 5000  # samples in memory: a late one holds up no more than these
-
-# A sample that is not finished, or waits for an earlier one: its Sequence, and when its worker was
-# last heard of, None while it waits in the queue.
-Sample = collections.namedtuple('Sample', 'sequence heard')
+# An item that is not finished, or waits for an earlier one, and when its worker was last heard of,
+# None while it waits in the queue.
+Entry = collections.namedtuple('Entry', 'item heard')
 
 
 class Leases:
-    """Shares out samples to workers, `size` in a lease, and puts them in order again.
+    """Shares out items to workers, `size` in a lease, and puts them in order again.
 
     What a worker has taken and is silent about for `patience` seconds is offered again. So no
-    sample is lost, and of those that are made twice the second is dropped.
+    item is lost, and of those that are done twice the second is dropped.
     """
 
-    def __init__(self, prompts, size, patience):
-        """Args: prompts: an iterator over (index, ids), in order."""
-        self._prompts, self._size, self._patience = prompts, size, patience
-        self._samples = collections.OrderedDict()  # index -> Sample
+    def __init__(self, items, size, patience):
+        """Args: items: an iterator over items that are not done, in the order of their indices."""
+        self._new, self._size, self._patience = items, size, patience
+        self._entries = collections.OrderedDict()  # index -> Entry
         self._queued = collections.deque()  # the indices in each lease that waits in the queue
         self._complete = False
 
     @property
     def complete(self):
-        """Whether all samples are finished and were returned by `ready`."""
-        return self._complete and not self._samples
+        """Whether all items are finished and were returned by `ready`."""
+        return self._complete and not self._entries
 
     def offers(self, room, n_queued, now):
-        """Return leases to offer, at most `room`, as lists of (index, ids).
+        """Return leases to offer, lists of items, at most `room` of them.
 
         `n_queued` leases that were returned before are still in the queue, from which the oldest is
         always taken first.
@@ -43,56 +45,59 @@ class Leases:
         waiting = itertools.chain(self._silent(now), self._admit())
         leases = []
         while len(leases) < room:
-            sequences = list(itertools.islice(waiting, self._size))
-            if not sequences:
+            items = list(itertools.islice(waiting, self._size))
+            if not items:
                 break
-            self._queued.append([sequence.index for sequence in sequences])
-            leases.append([(sequence.index, sequence.prompt) for sequence in sequences])
+            self._queued.append([item.index for item in items])
+            leases.append(items)
         return leases
 
     def hear(self, indices, now):
-        """Note that these samples are in the hands of a worker that is alive."""
+        """Note that these items are in the hands of a worker that is alive."""
         self._touch(indices, now)
 
     def give_back(self, indices):
-        """Note that nobody makes these samples now."""
+        """Note that nobody does these items now."""
         self._touch(indices, -math.inf)
 
-    def sequence(self, index):
-        """Return the Sequence of a sample that is wanted, or None if it is not, or not any more."""
-        sample = self._samples.get(index)
-        return sample and not sample.sequence.done and sample.sequence or None
+    def wanted(self, index):
+        """Return the item of an index if it is still to be done, else None."""
+        entry = self._entries.get(index)
+        return entry and not entry.item.done and entry.item or None
 
-    def finish(self, sequence):
-        """Note a finished Sequence of a sample that is wanted."""
-        self._samples[sequence.index] = Sample(sequence, None)
+    def finish(self, item):
+        """Note a finished item in place of the one that is wanted."""
+        self._entries[item.index] = Entry(item, None)
 
     def ready(self):
-        """Return the Sequences that are wanted or finished, in order; forget the finished ones."""
-        sequences = [sample.sequence for sample in self._samples.values()]
-        for sequence in itertools.takewhile(lambda sequence: sequence.done, sequences):
-            del self._samples[sequence.index]
-        return sequences
+        """Return the items that are wanted or finished, in order; forget the first finished ones.
+
+        Forgotten are those before the first one that is not finished.
+        """
+        items = [entry.item for entry in self._entries.values()]
+        for item in itertools.takewhile(lambda item: item.done, items):
+            del self._entries[item.index]
+        return items
 
     def _touch(self, indices, now, only_new=False):
         for index in indices:
-            sample = self._samples.get(index)
-            if sample and not (only_new and sample.heard is not None):
-                self._samples[index] = sample._replace(heard=now)
+            entry = self._entries.get(index)
+            if entry and not (only_new and entry.heard is not None):
+                self._entries[index] = entry._replace(heard=now)
 
     def _silent(self, now):
-        """Yield the samples whose workers have been silent for too long."""
-        for index, (sequence, heard) in list(self._samples.items()):
-            if heard is not None and now - heard > self._patience and not sequence.done:
-                self._samples[index] = Sample(sequence, None)
-                yield sequence
+        """Yield the items whose workers have been silent for too long."""
+        for index, (item, heard) in list(self._entries.items()):
+            if heard is not None and now - heard > self._patience and not item.done:
+                self._entries[index] = Entry(item, None)
+                yield item
 
     def _admit(self):
-        """Yield new samples."""
-        while len(self._samples) < WINDOW:
-            index, prompt = next(self._prompts, (None, None))
-            if index is None:
+        """Yield new items."""
+        while len(self._entries) < WINDOW:
+            item = next(self._new, None)
+            if item is None:
                 self._complete = True
                 return
-            self._samples[index] = Sample(Sequence(index, prompt), None)
-            yield self._samples[index].sequence
+            self._entries[item.index] = Entry(item, None)
+            yield item

@@ -7,6 +7,7 @@ variable what the work is about. Everything is JSON.
 import ctypes
 import hashlib
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from gpt2 import runtime
@@ -25,6 +26,13 @@ def encode(message):
 def digest(subject):
     """Return a short checksum of a subject, bytes."""
     return hashlib.sha256(subject).hexdigest()[:16]
+
+
+def as_indices(values):
+    """Return a list of whole numbers. Raises ValueError if it is none."""
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError('not a list of indices')
+    return values
 
 
 class LostError(Exception):
@@ -97,11 +105,14 @@ class Link:
         """Add a lease to the queue, which must have room."""
         self._run(self._offer, self._encode(lease))
 
-    def hear(self, timeout):
-        """Return the reports that have come, as bytes; wait for one so many seconds at most."""
-        n = max(1, int(self._run(self._n_reports)))
-        reports = self._wait(self._hear, {self._n: n}, timeout)
-        return [] if reports is None else reports.tolist()
+    def hear(self, seconds):
+        """Return the reports that have come after so many seconds, as bytes.
+
+        To wait for each one would cost the processor more, with many workers.
+        """
+        time.sleep(seconds)
+        n = int(self._run(self._n_reports))
+        return self._run(self._hear, {self._n: n}).tolist() if n else []
 
     def close(self):
         """Tell everybody who asks that the work has ended."""
@@ -115,7 +126,10 @@ class Link:
 
     def take(self, timeout):
         """Return the next lease, bytes, or None if there is none for so many seconds."""
-        return self._wait(self._take, {}, timeout)
+        try:
+            return self._run(self._take, {}, timeout)
+        except LateError:
+            return None
 
     def report(self, report):
         """Tell the chief something, a dict."""
@@ -123,13 +137,6 @@ class Link:
 
     def _encode(self, message):
         return {self._message: encode(message)}
-
-    def _wait(self, fetches, feeds, timeout):
-        """Return what a queue gives within a time, or None."""
-        try:
-            return self._run(fetches, feeds, timeout)
-        except LateError:
-            return None
 
     def _run(self, fetches, feeds=None, timeout=None):
         # In another thread: Ctrl-C, while TensorFlow makes an exception, would crash it.

@@ -1,6 +1,7 @@
-"""A worker: takes samples from the chief, makes them, and reports them."""
+"""A worker: takes work from the chief, does it, and reports what is finished."""
 
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -8,12 +9,13 @@ import threading
 import time
 
 from gpt2 import cli, files, runtime
-from gpt2.cluster import link
+from gpt2.cluster import link, samples, scores
 from gpt2.errors import UserError
-from gpt2.sampling import run
 
 WAIT = 120  # seconds until a chief that does not answer is given up
-REPORT_SECONDS = 0.5
+REPORT_SECONDS = 0.5  # between reports, if something is finished
+ALIVE_SECONDS = 2  # and if not
+MAKERS = {'samples': samples.Maker, 'scores': scores.Maker}  # by the kinds of work
 
 
 def work(address, models_dir):
@@ -68,73 +70,71 @@ def open_worker(chief, subject, models_dir):
 
 
 def report(digest, held=(), returned=(), finished=(), note=''):
-    """Return a report: the indices in hand and given back, finished samples, and a note.
-
-    A finished sample is its index, its tokens, and their Scores as lists, or None.
-    """
+    """Return a report: the indices in hand and given back, finished items, and a note."""
     return {'digest': digest, 'worker': f'{socket.gethostname()[:50]}:{os.getpid()}',
             'held': list(held), 'returned': list(returned), 'finished': list(finished),
             'note': note}
 
 
+def open_maker(subject, models_dir):
+    """Return what does the work of a subject, bytes. Raises UserError if it cannot be done here."""
+    try:
+        subject = files.parse_object(subject)
+        maker = MAKERS[subject['kind']]
+    except (ValueError, TypeError, KeyError):
+        raise UserError('the chief has work of a kind that is not known here; use the same version')
+    return maker(subject, models_dir)
+
+
 class Worker:
-    """Makes the samples that a chief describes."""
+    """Does the work that a chief describes."""
 
     def __init__(self, chief, subject, models_dir):
         """Load the model. Raises UserError if it, or TensorFlow, is not the chief's."""
         self._chief, self.digest = chief, link.digest(subject)
-        settings = files.parse_object(subject)
-        self._run = run.open_settings(settings, models_dir)
-        self._batch_size = settings['batch_size']
-        self._decoder = self._run.open_decoder()
+        self._maker = open_maker(subject, models_dir)
 
     def work(self):
-        """Make samples until the chief has other work. Raises LostError and EndedError."""
-        with Reporter(self._chief, self.digest) as reporter:
+        """Work until the chief has other work. Raises LostError and EndedError."""
+        with Reporter(self._chief, self.digest, self._maker.encode) as reporter:
             while link.digest(self._chief.subject()) == self.digest:
                 lease = self._take(1)
                 if lease:
-                    for batch in self._run.generate(self._decoder, self._prompts(lease, reporter),
-                                                    self._batch_size, fill=True):
-                        reporter.add(batch)
+                    for items in self._maker.make(self._items(lease, reporter)):
+                        reporter.add(items)
 
-    def _prompts(self, lease, reporter):
-        """Yield the samples of a lease, and then of others as long as there are some."""
+    def _items(self, lease, reporter):
+        """Yield the items of a lease, and then of others as long as there are some."""
         while lease:
-            reporter.hold(index for index, _ in lease)
+            reporter.hold(item.index for item in lease)
             yield from lease
             lease = self._take(0.3)
 
     def _take(self, timeout):
-        """Return a lease, a list of (index, ids), or None if none comes for so many seconds."""
+        """Return a lease, a list of items, or None if none comes for so many seconds."""
         data = self._chief.take(timeout)
         if data is None:
             return None
         try:
             lease = files.parse_object(data)
-            if lease['digest'] != self.digest:
-                return None
-            return [check_sample(*sample, self._run.model_dir.hparams)
-                    for sample in lease['samples']]
-        except (ValueError, TypeError, KeyError):
+            if lease['digest'] == self.digest:
+                return [self._maker.decode(*item) for item in lease['items']]
+            returned = link.as_indices([index for index, *_ in lease['items']])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             print('a lease that makes no sense was left out', file=sys.stderr)
-
-
-def check_sample(index, prompt, hparams):
-    """Return an index and a prompt. Raises ValueError or TypeError if they are none."""
-    if type(index) is not int or not 0 < len(prompt) <= hparams.n_ctx or not all(
-            type(token) is int and 0 <= token < hparams.n_vocab for token in prompt):
-        raise ValueError('not a sample')
-    return index, prompt
+            return None
+        self._chief.report(report(lease['digest'], returned=returned))  # other work has begun
+        return None
 
 
 class Reporter:
     """A thread that keeps the chief informed, also while the model is busy."""
 
-    def __init__(self, chief, digest):
-        self._chief, self._digest = chief, digest
+    def __init__(self, chief, digest, encode):
+        """Args: encode: a function from a finished item to what is reported of it."""
+        self._chief, self._digest, self._encode = chief, digest, encode
         self._held, self._finished, self._lock = {}, [], threading.Lock()
-        self._leaving, self._ended = threading.Event(), False
+        self._leaving, self._ended, self._last = threading.Event(), False, -math.inf
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self):
@@ -148,26 +148,27 @@ class Reporter:
         self._send(leaving=True)
 
     def hold(self, indices):
-        """Note samples that were taken."""
+        """Note items that were taken."""
         with self._lock:
             self._held.update(dict.fromkeys(indices))
 
-    def add(self, sequences):
-        """Note those of these Sequences that are done. Raises EndedError if the chief has ended."""
+    def add(self, items):
+        """Note those of these items that are done. Raises EndedError if the chief has ended."""
         with self._lock:
-            for sequence in sequences:
-                if sequence.done and sequence.index in self._held:
-                    del self._held[sequence.index]
-                    self._finished.append(
-                        [sequence.index, sequence.tokens, sequence.scores_as_lists()])
+            for item in items:
+                if item.done and item.index in self._held:
+                    del self._held[item.index]
+                    self._finished.append(self._encode(item))
         if self._ended:
             raise link.EndedError
 
     def _run(self):
         while not self._leaving.wait(REPORT_SECONDS):
-            self._send()
+            if self._finished or time.monotonic() - self._last > ALIVE_SECONDS:
+                self._send()
 
     def _send(self, leaving=False):
+        self._last = time.monotonic()
         with self._lock:
             held, finished = list(self._held), self._finished[:]
         message = report(self._digest, () if leaving else held, held if leaving else (), finished,

@@ -25,8 +25,8 @@ from gpt2.detection.reference import (
 )
 from gpt2.detection.tfidf import require_sklearn
 from gpt2.errors import UserError
-from gpt2.evaluation.loglikelihood import Scorer
 from gpt2.evaluation.readers import read_documents
+from gpt2.evaluation.scorer import open_scorer
 from gpt2.evaluation.summary import headings
 from gpt2.model_dir import weights_digest
 from gpt2.options import as_tuple
@@ -55,9 +55,8 @@ def encode(encoder, documents):
 
 def score(model_dir, pairs, options):
     """Return the Texts of pairs of a context and a text, as lists of token ids."""
-    scorer = Scorer(model_dir, top=0, progress=True)
-    scores = scorer.loglikelihood(pairs, options.batch_size, options.stride)
-    scorer.close()
+    with open_scorer(model_dir, options, top=0) as scorer:
+        scores = scorer.loglikelihood(pairs, options.batch_size, options.stride)
     return [Text(tokens, text_scores) for (_, tokens), text_scores in zip(pairs, scores)]
 
 

@@ -6,7 +6,11 @@ Letters in the shape comments are those of `model.py`; M is the number of tokens
 """
 
 import collections
+import dataclasses
+import functools
+import itertools
 import math
+from typing import List, Optional, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +33,38 @@ Window = collections.namedtuple('Window', 'start end first')
 Scores = collections.namedtuple(
     'Scores', 'logprobs ranks filtered_ranks entropies top_tokens top_logprobs variances',
     defaults=[(), (), (), ()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Windows that are read at once.
+
+    index: a number that no other batch of a Scorer has.
+    tokens: int32 [B, S], a window in each row, padded at its end.
+    positions: whole numbers [M] into B x S; what follows there is scored.
+    targets: int32 [M], the tokens that follow there.
+    scores: once it is done, a list with those parts of the targets' Scores that are computed.
+    """
+
+    index: int
+    tokens: np.ndarray
+    positions: Sequence[int]
+    targets: np.ndarray
+    scores: Optional[List[np.ndarray]] = None
+
+    @property
+    def done(self):
+        """Whether it has been scored."""
+        return self.scores is not None
+
+
+def zero_scores(n, top):
+    """Return the Scores of n tokens, all of them zeros, as those of a Scorer with this `top`."""
+    floats, ints = np.zeros(n, np.float32), np.zeros(n, np.int32)
+    scores = Scores(floats, ints, ints.copy())
+    return scores if top is None else scores._replace(
+        entropies=floats.copy(), top_tokens=np.zeros([n, top], np.int32),
+        top_logprobs=np.zeros([n, top], np.float32), variances=floats.copy())
 
 
 def total_logprob(scores):
@@ -75,43 +111,48 @@ def batches(windows, n_tokens):
         windows = windows[n:]
 
 
-class Scorer:
-    """A model that scores texts. It holds a graph and a session until `close()`."""
+def scored_places(windows):
+    """Return the places in the text of the tokens that windows score, window by window."""
+    return [i for _, end, first in windows for i in range(first, end + 1)]
 
-    def __init__(self, model_dir, allowed=None, top=None, progress=False):
-        """Build the graph and restore the weights. Raises ModelError if they cannot be read.
+
+def as_batch(index, windows, text):
+    """Return windows, the longest one first, of a text, int32 [n], as the Batch of an index."""
+    width = windows[0].end - windows[0].start
+    tokens = np.zeros([len(windows), width], np.int32)  # padded; no token sees padding
+    positions = []
+    for row, (start, end, first) in enumerate(windows):
+        tokens[row, :end - start] = text[start:end]
+        positions.extend(row * width + i - start - 1 for i in range(first, end + 1))
+    return Batch(index, tokens, positions, text[scored_places(windows)])
+
+
+class Scorer:
+    """Scores texts by a model. It holds a graph and a session until `close()`."""
+
+    def __init__(self, model_dir, allowed=None, top=None, progress=False, score_batches=None):
+        """Load the model, unless others score. Raises ModelError if its weights cannot be read.
 
         Only the `allowed` tokens, bool [V], count for `filtered_ranks`; None allows all. With a
         `top`, 0 to V, the Scores have entropies, variances and that many of the likeliest tokens.
-        `progress` shows a progress bar on stderr if that is a terminal.
+        `progress` shows a progress bar on stderr if that is a terminal. `score_batches`, a function
+        from Batches to an iterator over them in their order, done, lets others score.
         """
-        tf = runtime.import_tensorflow()
-        import model
-        self._model_dir, hparams = model_dir, model_dir.hparams
-        self.n_ctx = hparams.n_ctx
+        self.n_ctx, self._top = model_dir.hparams.n_ctx, top
         self._end_of_text = model_dir.encoder.end_of_text
         self._hide_progress = None if progress else True  # None: tqdm hides it off a terminal
-        with tf.Graph().as_default(), model.variables():
-            self._tokens = tf.placeholder(tf.int32, [None, None])  # [B, S], a window in each row
-            self._positions = tf.placeholder(tf.int32, [None])  # [M], indices into B x S
-            self._targets = tf.placeholder(tf.int32, [None])  # [M], the tokens that follow
-            h = tf.reshape(model.hidden_states(hparams, self._tokens), [-1, hparams.n_embd])
-            self._hidden = tf.gather(h, self._positions)  # [M, E]
-            self._logits = model.lm_head(hparams, self._hidden)  # [M, V]
-            self._scores = token_scores(self._logits, self._targets, allowed)
-            if top is not None:
-                self._scores += expectations(self._logits, top)
-            self._session = tf.Session()
-            checkpoint.restore(self._session, model_dir.path)
+        self._indices = itertools.count()
+        self._graph = None if score_batches else BatchScorer(model_dir, allowed, top)
+        self._score_batches = score_batches or functools.partial(map, self._graph.score)
 
     def close(self):
         """Free the session. The Scorer cannot be used any more."""
-        self._session.close()
+        if self._graph:
+            self._graph.close()
 
     def logits(self, tokens):
         """Return the logits of what follows each of S tokens, 1 to n_ctx: float32 [S, V]."""
-        return self._check_finite(self._session.run(
-            self._logits, {self._tokens: [tokens], self._positions: range(len(tokens))}))
+        return self._graph.logits(tokens)
 
     def loglikelihood_rolling(self, texts, batch_size=1, stride=32):
         """Return the Scores of whole texts, lists of token ids; otherwise see `loglikelihood`."""
@@ -139,37 +180,67 @@ class Scorer:
 
     def _score_windows(self, text, windows, batch_tokens):
         """Return the Scores of all tokens of a text, int32 [n]; zeros of those in no window."""
-        scores = Scores(*(np.zeros([len(text), *values.shape.as_list()[1:]],
-                                   values.dtype.as_numpy_dtype) for values in self._scores))
+        scores, groups = zero_scores(len(text), self._top), list(batches(windows, batch_tokens))
         with tqdm(total=sum(end - start for start, end, _ in windows), unit='token',
                   unit_scale=True, leave=False, disable=self._hide_progress) as progress:
-            for batch in batches(windows, batch_tokens):
-                width = batch[0].end - batch[0].start  # of the longest
-                tokens = np.zeros([len(batch), width], np.int32)  # padded; no token sees padding
-                positions, scored = [], []
-                for row, (start, end, first) in enumerate(batch):
-                    tokens[row, :end - start] = text[start:end]
-                    scored.extend(range(first, end + 1))
-                    positions.extend(row * width + i - start - 1 for i in range(first, end + 1))
-                for values, new in zip(scores, self._score_batch(tokens, positions, text[scored])):
-                    values[scored] = new
-                progress.update(sum(end - start for start, end, _ in batch))
+            done = self._score_batches(
+                as_batch(next(self._indices), group, text) for group in groups)
+            for batch, group in zip(done, groups):
+                places = scored_places(group)
+                for values, new in zip(scores, batch.scores):
+                    values[places] = new
+                progress.update(sum(end - start for start, end, _ in group))
         return scores
 
-    def _score_batch(self, tokens, positions, targets):
-        """Return the `token_scores` of targets, computing logits of a LOGITS_CHUNK at a time."""
-        run, chunks = self._session.run, range(0, len(targets), LOGITS_CHUNK)
-        (n_rows, width), hparams = tokens.shape, self._model_dir.hparams
+
+class BatchScorer:
+    """The model in a graph, with a session, that scores Batches."""
+
+    def __init__(self, model_dir, allowed, top):
+        """Build the graph and restore the weights. Arguments and errors as those of a Scorer."""
+        tf = runtime.import_tensorflow()
+        import model
+        self._model_dir, hparams = model_dir, model_dir.hparams
+        with tf.Graph().as_default(), model.variables():
+            self._tokens = tf.placeholder(tf.int32, [None, None])  # [B, S], a window in each row
+            self._positions = tf.placeholder(tf.int32, [None])  # [M], indices into B x S
+            self._targets = tf.placeholder(tf.int32, [None])  # [M], the tokens that follow
+            h = tf.reshape(model.hidden_states(hparams, self._tokens), [-1, hparams.n_embd])
+            self._hidden = tf.gather(h, self._positions)  # [M, E]
+            self._logits = model.lm_head(hparams, self._hidden)  # [M, V]
+            self._scores = token_scores(self._logits, self._targets, allowed)
+            if top is not None:
+                self._scores += expectations(self._logits, top)
+            self._session = tf.Session()
+            checkpoint.restore(self._session, model_dir.path)
+
+    def close(self):
+        """Free the session."""
+        self._session.close()
+
+    def logits(self, tokens):
+        """Return the logits of what follows each of S tokens, 1 to n_ctx: float32 [S, V]."""
+        return self._check_finite(self._session.run(
+            self._logits, {self._tokens: [tokens], self._positions: range(len(tokens))}))
+
+    def score(self, batch):
+        """Return a Batch with its scores, computing logits of a LOGITS_CHUNK at a time.
+
+        Raises MemoryError, or ModelError if weights are not finite.
+        """
+        run, chunks = self._session.run, range(0, len(batch.targets), LOGITS_CHUNK)
+        (n_rows, width), hparams = batch.tokens.shape, self._model_dir.hparams
         # At the same time at least: queries, keys and values, and the scores of attention.
         runtime.require_memory(4 * n_rows * width * (
             3 * hparams.n_embd + hparams.n_head * width))
         with runtime.memory_errors():
-            hidden = run(self._hidden, {self._tokens: tokens, self._positions: positions})
+            hidden = run(self._hidden, {self._tokens: batch.tokens,
+                                        self._positions: batch.positions})
             scores = [run(self._scores, {self._hidden: hidden[i:i + LOGITS_CHUNK],
-                                         self._targets: targets[i:i + LOGITS_CHUNK]})
+                                         self._targets: batch.targets[i:i + LOGITS_CHUNK]})
                       for i in chunks]
         logprobs, *others = [np.concatenate(values) for values in zip(*scores)]
-        return [self._check_finite(logprobs), *others]
+        return dataclasses.replace(batch, scores=[self._check_finite(logprobs), *others])
 
     def _check_finite(self, values):
         """Return an array of float32. Raises ModelError unless all of it are finite numbers."""

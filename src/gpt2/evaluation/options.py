@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from gpt2.cluster.options import ServeOptions
 from gpt2.errors import OptionError, UsageError
 from gpt2.evaluation.pairs import PAIR_TASKS
 from gpt2.evaluation.tasks import TASKS
@@ -9,7 +10,6 @@ from gpt2.options import (
     PATH,
     PATHS,
     SWITCH,
-    Options,
     as_tuple,
     choice,
     option,
@@ -24,7 +24,7 @@ DETECTION = ('human', 'synthetic', 'reference', 'equal_lengths', 'lengths', 'bas
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationOptions(Options):
+class EvaluationOptions(ServeOptions):
     """What to evaluate, how, and where the results go."""
 
     task: str = option('all', choice(*TASKS, 'all', 'score', *PAIR_TASKS, 'detect'),

@@ -13,7 +13,8 @@ import numpy as np
 from gpt2 import files
 from gpt2.detection.roc import NORMAL_QUANTILE
 from gpt2.evaluation import readers
-from gpt2.evaluation.loglikelihood import Scorer, total_logprob
+from gpt2.evaluation.loglikelihood import total_logprob
+from gpt2.evaluation.scorer import open_scorer
 from gpt2.evaluation.summary import one_line
 
 # A task of pairs. `read`: a function from a path to dicts with a `first` and a `second` text;
@@ -49,10 +50,9 @@ def score_pairs(model_dir, pairs, options):
     """Return the pairs with their log likelihoods, in nats, of whole texts after <|endoftext|>."""
     # Each text once: in another row of a batch, the same text may differ in its last bits.
     texts = list(dict.fromkeys(pair[side] for pair in pairs for side in ('first', 'second')))
-    scorer = Scorer(model_dir, progress=True)
-    scores = scorer.loglikelihood_rolling([*map(model_dir.encoder.encode, texts)],
-                                          options.batch_size, options.stride)
-    scorer.close()
+    with open_scorer(model_dir, options) as scorer:
+        scores = scorer.loglikelihood_rolling([*map(model_dir.encoder.encode, texts)],
+                                              options.batch_size, options.stride)
     totals = dict(zip(texts, map(total_logprob, scores)))
     return [compare(pair, totals[pair['first']], totals[pair['second']]) for pair in pairs]
 

@@ -4,8 +4,8 @@ import json
 import sys
 
 from gpt2 import files
-from gpt2.evaluation.loglikelihood import Scorer
 from gpt2.evaluation.page import TOP, page
+from gpt2.evaluation.scorer import open_scorer
 from gpt2.evaluation.summary import COLUMNS, figures, headings, summarize
 
 GROUP = 64  # documents to score before their results are written
@@ -19,19 +19,18 @@ def score_documents(model_dir, documents, options):
     That is a JSON line for each document, its own fields first, or a row on a terminal; and a page.
     """
     top = min(TOP, model_dir.hparams.n_vocab) if options.html else None
-    scorer = Scorer(model_dir, top=top, progress=True)
     names = headings(documents)
     show = print_nothing if options.output else (
         open_table(names) if sys.stdout.isatty() else print_line)
     results, scores = [], []
-    for first in range(0, len(documents), GROUP):
-        group = slice(first, first + GROUP)
-        for name, (result, document_scores) in zip(
-                names[group], score_group(scorer, model_dir, documents[group], options)):
-            show(name, result)
-            results.append(result)
-            scores.append(document_scores if options.html else None)
-    scorer.close()
+    with open_scorer(model_dir, options, top=top) as scorer:
+        for first in range(0, len(documents), GROUP):
+            group = slice(first, first + GROUP)
+            for name, (result, document_scores) in zip(
+                    names[group], score_group(scorer, model_dir, documents[group], options)):
+                show(name, result)
+                results.append(result)
+                scores.append(document_scores if options.html else None)
     if options.output:
         files.write_file(options.output, (json.dumps(result) + '\n' for result in results))
     if options.html:

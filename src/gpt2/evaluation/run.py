@@ -10,10 +10,11 @@ import time
 from gpt2 import files
 from gpt2.detection.run import detect
 from gpt2.errors import UserError
-from gpt2.evaluation.loglikelihood import Scorer, check_stride
+from gpt2.evaluation.loglikelihood import check_stride
 from gpt2.evaluation.pairs import PAIR_TASKS, compare_pairs
 from gpt2.evaluation.readers import read_documents
 from gpt2.evaluation.report import score_documents
+from gpt2.evaluation.scorer import open_scorer
 from gpt2.evaluation.tasks import STREAMS, TASKS, allowed_tokens, paper_figure
 from gpt2.model_dir import open_model_dir, weights_digest
 from gpt2.options import as_tuple
@@ -72,29 +73,31 @@ def evaluate_tasks(model_dir, options):
             examples[name] = TASKS[name].read(path, options.limit, options.raw)
     print(TABLE.format('task', 'measure', 'this run', '+-', 'paper', 'examples', 'stride', 'time'),
           flush=True)
-    score = open_score(model_dir, options) if examples else None
-    for name in names:
-        if name in examples:
-            results[name] = run_task(name, score, examples[name], settings)
-            if options.output:
-                add_result(options.output, results[name])
-        if name in results:
-            print_result(results[name])
+    with contextlib.ExitStack() as stack:
+        score = stack.enter_context(open_score(model_dir, options)) if examples else None
+        for name in names:
+            if name in examples:
+                results[name] = run_task(name, score, examples[name], settings)
+                if options.output:
+                    add_result(options.output, results[name])
+            if name in results:
+                print_result(results[name])
     missing = [f'{name} ({TASKS[name].files[0]})' for name in names if name not in results]
     if missing:  # an error only now, when the other tasks are finished
         raise UserError(f'these tasks were not run, as their files are missing from '
                         f'{options.data_dir}: {", ".join(missing)}')
 
 
+@contextlib.contextmanager
 def open_score(model_dir, options):
-    """Load the model; return the function `score` that a Task measures with."""
-    scorer = Scorer(model_dir, allowed_tokens(model_dir.encoder), progress=True)
+    """Open a Scorer; yield the function `score` that a Task measures with."""
     encoder = model_dir.encoder
     encode = functools.lru_cache(maxsize=4096)(lambda text: (
         encoder.encode_bytes(text) if isinstance(text, bytes) else encoder.encode(text)))
-    return lambda pairs: scorer.loglikelihood(
-        [(encode(context), encode(target)) for context, target in pairs], options.batch_size,
-        options.stride)
+    with open_scorer(model_dir, options, allowed_tokens(encoder)) as scorer:
+        yield lambda pairs: scorer.loglikelihood(
+            [(encode(context), encode(target)) for context, target in pairs], options.batch_size,
+            options.stride)
 
 
 def run_task(name, score, examples, settings):

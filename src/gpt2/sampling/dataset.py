@@ -1,7 +1,7 @@
 """A data set of a model's output, in the files of OpenAI's gpt-2-output-dataset.
 
 Each file is a ResumableFile: it does not depend on how often the run was interrupted, nor on how
-many processes made it.
+many processes or machines made it.
 """
 
 import collections
@@ -98,7 +98,7 @@ def write_missing(run, parts, options):
     """Make the texts that are missing in files, and write them."""
     jobs = [Job(with_sampling(run, part.sampling), range(part.target.next, part.last))
             for part in parts]
-    with open_samples(jobs, options.batch_size, options.processes) as (engine, samples):
+    with open_samples(jobs, options) as (engine, samples):
         for part, job in zip(parts, jobs):
             part.target.begin({**settings(job.run, options.batch_size), 'engine': engine,
                                'tensorflow': runtime.tensorflow_version()})

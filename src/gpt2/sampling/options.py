@@ -4,6 +4,7 @@ import dataclasses
 import secrets
 from typing import Optional, Sequence, Union
 
+from gpt2.cluster.options import ServeOptions
 from gpt2.errors import OptionError
 from gpt2.options import (
     ESCAPED_TEXTS,
@@ -122,7 +123,7 @@ class BatchOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputOptions(BatchOptions):
+class OutputOptions(ServeOptions, BatchOptions):
     """Which samples to write, and where."""
 
     batch_size: int = option(1, whole(1), 'samples made at the same time; more is faster; a file '
@@ -132,10 +133,6 @@ class OutputOptions(BatchOptions):
     output: Optional[str] = option(None, PATH, 'the file to write: a .txt has each text under a '
                                    'line with its number, a .jsonl an object a line; an incomplete '
                                    'file is continued; if not given, samples are printed')
-    serve: Optional[int] = option(None, whole(1, 65535), 'share the work with src/worker.py on '
-                                  'other machines, which reach this one at this port; whoever '
-                                  'else reaches it controls this process')
-    work: bool = option(True, SWITCH, 'with --serve, make samples on this machine, too')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +165,7 @@ class UnconditionalOptions(OutputOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetOptions(Options):
+class DatasetOptions(ServeOptions):
     """How many texts a data set of a model's output has, what makes them, and where they go."""
 
     train: int = option(250000, whole(0), 'texts in each .train.jsonl; 0: no such file')
@@ -187,3 +184,6 @@ class DatasetOptions(Options):
         super().__post_init__()
         if not self.train + self.valid + self.test:
             raise OptionError('train', 'is 0, and so are --valid and --test; ask for a text')
+        if self.serve and self.processes > 1:
+            raise OptionError('processes', 'cannot be given together with --serve; start a '
+                                           'src/worker.py for each process')

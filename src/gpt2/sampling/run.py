@@ -4,18 +4,11 @@ import dataclasses
 import os
 import sys
 
-from gpt2 import runtime
-from gpt2.errors import UserError
 from gpt2.model_dir import ModelDir, open_model_dir, weights_digest
 from gpt2.options import as_tuple
-from gpt2.sampling import batching, output
+from gpt2.sampling import batching
 from gpt2.sampling.engines import choose_engine, open_decoder
-from gpt2.sampling.options import (
-    BatchOptions,
-    EngineOptions,
-    GenerationOptions,
-    SamplingOptions,
-)
+from gpt2.sampling.options import EngineOptions, GenerationOptions, SamplingOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,25 +108,3 @@ def fit_model(model_dir, engine, sampling, generation, conditional):
     sampling.check_vocabulary(model_dir.hparams.n_vocab)
     return Run(model_dir, engine, sampling,
                generation.fit_model(n_ctx, n_ctx // 2 if conditional else n_ctx))
-
-
-def open_settings(settings, models_dir):
-    """Return the Run that recorded settings are of. Raises UserError if it cannot be had here."""
-    try:
-        name = output.check_settings(settings)['model']
-        if os.path.basename(name) != name:
-            raise UserError(f'{name!r} is not the name of a model')
-        model_dir = open_model_dir(name, models_dir)
-        engine, sampling, generation = (
-            options(**{field.name: settings[field.name] for field in dataclasses.fields(options)
-                       if field.name in settings})
-            for options in (EngineOptions, SamplingOptions, GenerationOptions))
-        run = fit_model(model_dir, engine, sampling, generation, conditional=False)
-        own = {**run.settings(BatchOptions(batch_size=settings['batch_size']).batch_size),
-               'tensorflow': runtime.tensorflow_version()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f'the chief has settings that no run has ({error!r})')
-    differ = [name for name in own if own[name] != settings.get(name)]
-    if differ:
-        raise UserError(f'other {", ".join(differ)} than the chief has; use the same')
-    return run

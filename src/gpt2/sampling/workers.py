@@ -1,7 +1,7 @@
-"""Samples without prompts, made in this process, or in several that share the work.
+"""Samples without prompts, made in this process, or in several, or by other machines.
 
-Worker k of n makes every n-th sample, from the k-th. They are taken from one worker after the
-other, in the order of their indices, and are the same for any n.
+Process k of n makes every n-th sample, from the k-th. They are taken from one after the other, in
+the order of their indices, and are the same for any n.
 """
 
 import collections
@@ -20,13 +20,19 @@ Job = collections.namedtuple('Job', 'run indices')
 
 
 @contextlib.contextmanager
-def open_samples(jobs, batch_size, n_processes):
+def open_samples(jobs, options):
     """Yield the name of the engine, and an iterator that has for each Job one over its samples.
 
     These are lists of finished Sequences, in the order of the indices. The model, which is the same
-    for all jobs, is loaded once in each process. Raises UserError if a process was killed, and what
-    `Run.open_decoder` and `Run.generate` raise in it.
+    for all jobs, is loaded once in each process. How many there are, or that other machines help,
+    DatasetOptions say. Raises UserError if a process was killed, and what `Run.open_decoder` and
+    `Run.generate` raise in it.
     """
+    batch_size, n_processes = options.batch_size, options.processes
+    if options.serve:
+        with serve_samples(jobs, options) as samples:
+            yield jobs[0].run.choose_engine(), samples
+        return
     if n_processes == 1:
         decoder = jobs[0].run.open_decoder()
         yield decoder.engine, make_samples(decoder, jobs, batch_size)
@@ -45,10 +51,29 @@ def open_samples(jobs, batch_size, n_processes):
 
 def make_samples(decoder, jobs, batch_size):
     """Yield an iterator over the samples of each Job, made in this process."""
-    for run, indices in jobs:
-        prompts = zip(indices, itertools.repeat([run.model_dir.encoder.end_of_text]))
+    for job in jobs:
         # Batches are filled up, since the last bits of a result depend on their size.
-        yield batching.finished(run.generate(decoder, prompts, batch_size, fill=True))
+        yield batching.finished(job.run.generate(decoder, prompts(job), batch_size, fill=True))
+
+
+def prompts(job):
+    """Return an iterator over the indices of a Job, with the ids of a prompt."""
+    return zip(job.indices, itertools.repeat([job.run.model_dir.encoder.end_of_text]))
+
+
+@contextlib.contextmanager
+def serve_samples(jobs, options):
+    """Yield an iterator that has for each Job one over its samples, which other machines make."""
+    from gpt2.cluster import chief, samples  # most runs need no chief
+    works = [samples.Work(job.run, job.run.settings(options.batch_size)) for job in jobs]
+
+    def share():
+        for work, job in zip(works, jobs):
+            served.describe(work)
+            yield batching.finished(served.share(work.items(prompts(job))))
+
+    with chief.serve(works[0], options) as served:
+        yield share()
 
 
 def collect(job, connections):

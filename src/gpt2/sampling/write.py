@@ -74,8 +74,7 @@ def write_missing(run, options, target, prompts, last, settings):
                 'tensorflow': runtime.tensorflow_version()}
     target.begin(settings)
     if options.serve:
-        from gpt2.cluster import chief  # most runs need no chief
-        batches = chief.generate(run, prompts, settings, options)
+        batches = serve(run, prompts, settings, options)
     else:
         batch_size = options.batch_size
         if not options.output and last is not None:
@@ -88,3 +87,11 @@ def write_missing(run, options, target, prompts, last, settings):
             target.write(samples)
     finally:
         target.flush()
+
+
+def serve(run, prompts, settings, options):
+    """Let workers make a text of each prompt; otherwise see `batching.generate`."""
+    from gpt2.cluster import chief, samples  # most runs need no chief
+    work = samples.Work(run, settings)
+    with chief.serve(work, options) as served:
+        yield from served.share(work.items(prompts))
