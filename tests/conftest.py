@@ -34,11 +34,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # as the commands do; TensorFlow starts faster
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with what takes long, so that no process is left alone with it in the end."""
-    items.sort(key=lambda item: helpers.only_long.mark not in item.iter_markers('skipif'))
-
-
 # ---- commands ----------------------------------------------------------------------------------
 
 
