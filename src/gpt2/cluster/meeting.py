@@ -23,6 +23,7 @@ from gpt2.errors import UserError
 
 BEAT = 0.5  # seconds from one note to the next
 PATIENCE = 8  # seconds of silence after which a host is lost
+SUSPICION = 3  # the same once TensorFlow has failed, as it does where a host is lost
 LINGER = 2  # seconds in which the others can read why a host ends
 
 
@@ -61,9 +62,9 @@ def connect(hosts, config, subject, step):
             meeting.leave()
         except BaseException as error:
             if isinstance(error, tf.errors.OpError):
-                time.sleep(2 * PATIENCE)  # If a lost host is the cause, it is named meanwhile.
+                error = meeting.explain(error)
             meeting.fail(error)
-            raise
+            raise error
         finally:
             meeting.close()
 
@@ -86,7 +87,7 @@ class Meeting:
         self._hosts, self._board, self._subject = hosts, board, subject
         self._note = {'instance': secrets.token_hex(8), 'phase': 'joining', 'subject': subject}
         self._peers = {index: Peer() for index in (range(1, hosts.n) if hosts.is_chief else [0])}
-        self._watching, self._lock = False, threading.Lock()
+        self._watching, self._lock, self._patience = False, threading.Lock(), PATIENCE
         if hosts.is_chief:
             board.clear()
         self._closing = threading.Event()
@@ -115,6 +116,16 @@ class Meeting:
             self._watch_no_more()
             self._say(phase='left')
 
+    def explain(self, error):
+        """Return the UserError for an error of TensorFlow, unless it comes from a lost host.
+
+        Then the watch ends the process meanwhile, with a line that names the host.
+        """
+        self._patience = SUSPICION
+        time.sleep(PATIENCE)
+        return UserError(f'TensorFlow failed ({error.message}); start all hosts again with '
+                         '--resume')
+
     def fail(self, error):
         """Tell the others that this host ends with an error."""
         if self._watching:
@@ -133,12 +144,13 @@ class Meeting:
         while len(admitted) < len(self._peers):
             for index, peer in self._peers.items():
                 note = peer.note
-                if peer.is_silent():
+                if peer.silence() > PATIENCE:
                     admitted.pop(index, None)
                 elif note['instance'] not in {*admitted.values(), *refused}:
                     differ = differences(self._subject, note['subject'])
                     if differ:
                         refused[note['instance']] = differ
+                        admitted.pop(index, None)
                         self._say(refused=refused)
                         tell(f'{self._hosts.name(index)} was refused: {differ}')
                     else:
@@ -193,7 +205,7 @@ class Meeting:
     def _check(self):
         for index, peer in self._peers.items():
             problem = peer.note.get('problem')
-            if peer.is_silent():
+            if peer.silence() > self._patience:
                 problem = f'{self._hosts.name(index)} does not answer'
             if problem:
                 self._end(problem)
@@ -222,15 +234,15 @@ class Peer:
         if note and note != self.note and self.instance in (None, note['instance']):
             self.note, self._heard = note, time.monotonic()
 
-    def is_silent(self):
-        """Return whether nothing was heard of the host for too long."""
-        return time.monotonic() - self._heard > PATIENCE
+    def silence(self):
+        """Return how many seconds nothing was heard of the host."""
+        return time.monotonic() - self._heard
 
 
 def differences(chief, other):
     """Return a sentence that says in what a subject differs from the chief's; '' if in nothing."""
-    names = [name for name in chief if chief[name] != other.get(name)]
-    return names and f'other {", ".join(names)} than the chief has; use the same' or ''
+    names = ', '.join(name for name in chief if chief[name] != other.get(name))
+    return f'other {names} than the chief has; use the same' if names else ''
 
 
 def tell(line):

@@ -73,6 +73,7 @@ class Steps:
         """Args: tokens: to train on, int [n]; group: the Alone or Collective of the hosts."""
         self._session, self._graph, self._options = session, graph, options
         self._tokens, self._hosts, self._group = tokens, hosts, group
+        self.batch_size = options.batch_size // hosts.n  # of this host
 
     def do(self, step, interrupted):
         """Do a step, counted from 1.
@@ -143,7 +144,7 @@ class Trainer:
             print(f'resuming after step {self.done} of {self.options.steps}; the lowest validation '
                   f'loss is {self.best:.4f} nats per token', file=sys.stderr)
             return
-        nats = evaluate(self.session, self.graph, data.validation, self.options)
+        nats = self.evaluate(data.validation)
         if not (math.isfinite(nats) or self.options.scratch):
             raise checkpoint.non_finite_error(self.start)
         print(f'before the first step: validation loss {nats:.4f} nats per token, perplexity '
@@ -170,9 +171,14 @@ class Trainer:
                     self.validate(data)
         return False
 
+    def evaluate(self, tokens):
+        """Return the mean loss of tokens for validation, read in batches of this host's size."""
+        return evaluate(self.session, self.graph, tokens, self.options.seq_len,
+                        self.steps.batch_size)
+
     def validate(self, data):
         """Compute the validation loss, save, report, and show a sample."""
-        nats = evaluate(self.session, self.graph, data.validation, self.options)
+        nats = self.evaluate(data.validation)
         check_finite(self.done, nats)
         bits = nats * (len(data.validation) - 1) / data.validation_bytes / math.log(2)
         kept = self.best is None or nats < self.best
@@ -291,11 +297,10 @@ def schedule(step, options):
     return 0.55 + 0.45 * math.cos(math.pi * share)
 
 
-def evaluate(session, graph, tokens, options):
+def evaluate(session, graph, tokens, seq_len, batch_size):
     """Return the mean loss, in nats, of all tokens but the first, read in sequences of seq_len."""
-    *whole, last = [tokens[i:i + options.seq_len + 1]
-                    for i in range(0, len(tokens) - 1, options.seq_len)]
-    batches = [whole[i:i + options.batch_size] for i in range(0, len(whole), options.batch_size)]
+    *whole, last = [tokens[i:i + seq_len + 1] for i in range(0, len(tokens) - 1, seq_len)]
+    batches = [whole[i:i + batch_size] for i in range(0, len(whole), batch_size)]
     total = sum(float(session.run(graph.total_loss, {graph.tokens: batch}))
                 for batch in tqdm(batches + [[last]], 'validating', leave=False, disable=None))
     return total / (len(tokens) - 1)

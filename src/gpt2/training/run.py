@@ -45,8 +45,8 @@ def train(model, options, compute, run):
         interrupted = loop.train(start, data, options, compute, run.sample_length, output, progress,
                                  hosts)
         if hosts.is_chief:
-            print(f'the model is {path}; sample from it with: {sampling_command(folder, run.output)}',
-                  file=sys.stderr)
+            print(f'the model is {path}; sample from it with: '
+                  f'{sampling_command(folder, run.output)}', file=sys.stderr)
         if interrupted:
             raise KeyboardInterrupt
 
