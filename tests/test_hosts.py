@@ -2,10 +2,10 @@
 import contextlib
 import json
 import random
+import re
 import signal
 import socket
 import sys
-import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from gpt2.cluster.hosts import Hosts, from_environment
 from gpt2.errors import UserError
 from gpt2.model_dir import open_model_dir
 from gpt2.training.options import ComputeOptions, TrainingOptions
-from helpers import Command, finish, only_long
+from helpers import SRC, Command, finish, only_long
 
 pure = pytest.mark.pure
 
@@ -114,6 +114,7 @@ def meet(monkeypatch):
     """
     monkeypatch.setattr(meeting, 'BEAT', 0.005)
     monkeypatch.setattr(meeting, 'LINGER', 0.05)
+    monkeypatch.setattr(meeting, 'is_closed', lambda address: False)
     monkeypatch.setattr(meeting.Meeting, '_end', lambda self, problem: (
         meet.ends.append((self._hosts.index, problem)), setattr(self, '_watching', False)))
     notes, made = {}, []
@@ -195,7 +196,7 @@ def test_a_host_that_falls_silent_is_lost(meet, threads, monkeypatch, index):
     hosts = [meet(0, n=2), meet(1, n=2)]
     join_all(threads, *hosts)
     hosts[index].close()
-    hosts[1 - index]._patience = 0.2
+    monkeypatch.setattr(meeting, 'PATIENCE', 0.2)
     wait_until(lambda: meet.ends)
     name = THREE.name(index)
     assert meet.ends == [(1 - index, f'{name} does not answer')]
@@ -203,12 +204,26 @@ def test_a_host_that_falls_silent_is_lost(meet, threads, monkeypatch, index):
 
 
 @pure
-def test_a_chief_whose_server_does_not_answer_is_lost(meet, threads):
+def test_a_chief_whose_port_is_closed_is_lost_soon(meet, threads, monkeypatch):
     hosts = [meet(0, n=2), meet(1, n=2)]
     join_all(threads, *hosts)
-    hosts[1]._patience = 0.2
+    monkeypatch.setattr(meeting, 'SUSPICION', 0.2)
     meet.notes[2].lost = True
+    time.sleep(0.4)
+    assert meet.ends == []
+    monkeypatch.setattr(meeting, 'is_closed', lambda address: address == 'a:1')
     wait_until(lambda: (1, 'host 0 (a:1) does not answer') in meet.ends)
+
+
+@pure
+def test_a_port_is_closed_if_the_machine_says_so():
+    port, = free_ports(1)
+    with socket.socket() as taken:
+        taken.bind(('localhost', 0))
+        taken.listen()
+        assert not meeting.is_closed(f'localhost:{taken.getsockname()[1]}')
+    assert meeting.is_closed(f'localhost:{port}')
+    assert not meeting.is_closed('nowhere.invalid:1')
 
 
 @pure
@@ -318,6 +333,25 @@ def folder(tiny, tmp_path_factory):
     return folder
 
 
+# A train.py that gets a signal before it does a step.
+SIGNALLED = """
+import os, sys
+sys.argv[0] = 'train.py'
+sys.path.insert(0, {src!r})
+import train
+from gpt2 import cli
+from gpt2.training import loop
+run_step, calls = loop.run_step, []
+def signalled(*arguments):
+    calls.append(arguments)
+    if len(calls) == {step}:
+        os.kill(os.getpid(), {signal})
+    return run_step(*arguments)
+loop.run_step = signalled
+cli.run(train.train, *train.OPTIONS)
+"""
+
+
 @pytest.fixture(scope='module')
 def command(folder):
     """A function from the name of a model to write, and the host, to the Command that trains it."""
@@ -325,59 +359,42 @@ def command(folder):
         env = {'TF_CONFIG': addresses and config({'worker': addresses}, index)}
         models = folder / ('models' if index == 0 else 'nothing is written here')
         return Command('train.py', folder / text, '--output', output, '--output_dir', models,
-                       '--model_name', 'tiny', '--models_dir', folder / 'models', '--steps', 400,
-                       '--val_every', 100, '--seq_len', 8, '--dropout', 0.1, '--learning_rate',
-                       0.003, '--sample_length', 0, *flags, env=env)
+                       '--model_name', 'tiny', '--models_dir', folder / 'models', '--steps', 30,
+                       '--val_every', 10, '--seq_len', 8, '--batch_size', 6, '--dropout', 0.1,
+                       '--learning_rate', 0.003, '--sample_length', 0, *flags, env=env)
 
     return command
 
 
-@pytest.fixture
-def start_all(command):
-    """A function that starts n hosts; all are killed in the end."""
-    processes = []
+@pytest.fixture(scope='module')
+def run_hosts(command):
+    """A function that runs n hosts to their end; return their (status, stdout, stderr), as three.
 
-    def start(output, n=2, flags=()):
+    A host of a dict `signals` gets a signal, before a step.
+    """
+    def run(output, n=2, flags=(), signals=None):
         addresses = [f'localhost:{port}' for port in free_ports(n)]
-        started = [command(output, addresses, index, flags=flags).start() for index in range(n)]
-        processes.extend(started)
-        return started
+        commands = [command(output, addresses, index, flags=flags) for index in range(n)]
+        for index, (number, step) in (signals or {}).items():
+            commands[index].arguments[1:2] = ['-c', SIGNALLED.format(
+                src=str(SRC), step=step, signal=int(number))]
+        with ThreadPoolExecutor(n) as pool:
+            return list(zip(*pool.map(lambda one: one.run(), commands)))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def finish_all(processes):
-    """Wait for all processes to end; return their statuses, and what they print, as `finish`."""
-    with ThreadPoolExecutor(len(processes)) as pool:
-        return list(zip(*pool.map(finish, processes)))
-
-
-def end_all(processes, timeout):
-    """As `finish_all`, but kill those that have not ended after so many seconds."""
-    timer = threading.Timer(timeout, lambda: [process.kill() for process in processes])
-    timer.start()
-    try:
-        return finish_all(processes)
-    finally:
-        timer.cancel()
+    return run
 
 
 def state(folder, name):
     """Return the bytes of all variables after the last step, and of the metrics."""
     path = folder / 'models' / name
     return [(path / file).read_bytes() for file in (
-        'training/step-400.data-00000-of-00001', 'metrics.jsonl')]
+        'training/step-30.data-00000-of-00001', 'metrics.jsonl')]
 
 
 @pytest.fixture(scope='module')
-def unbroken(tf, command, folder):
-    """What the hosts print that train models/unbroken."""
-    addresses = [f'localhost:{port}' for port in free_ports(2)]
-    statuses, stdouts, stderrs = finish_all(
-        [command('unbroken', addresses, index).start() for index in range(2)])
+def unbroken(tf, run_hosts):
+    """What the two hosts print that train models/unbroken."""
+    statuses, stdouts, stderrs = run_hosts('unbroken')
     assert statuses == (0, 0), stderrs
     return stdouts, stderrs
 
@@ -394,30 +411,57 @@ def test_two_hosts_learn_what_two_devices_do(unbroken, command, folder):
     assert not (folder / 'nothing is written here').exists()
 
 
-def read_until(process, text, stream='stdout'):
-    """Read a stream of a process up to a text."""
-    seen = b''
-    while text.encode('utf-8') not in seen:
-        new = getattr(process, stream).read1(1000)
-        assert new, (seen, finish(process))
-        seen += new
-    return seen.decode('utf-8')
+def resume(run_hosts, folder, name, like, n=2):
+    """Resume a training; it must end with the weights and metrics of another."""
+    statuses, _, stderrs = run_hosts(name, n, ['--resume'])
+    assert statuses == (0,) * n, stderrs
+    assert 'resuming after step ' in stderrs[0]
+    assert state(folder, name) == state(folder, like)
 
 
 @pytest.mark.parametrize('victim', [1, pytest.param(0, marks=only_long)])
-def test_a_killed_host_ends_all_and_they_resume(unbroken, start_all, folder, victim):
-    processes = start_all(f'killed-{victim}')
-    read_until(processes[0], 'step 200: ')
-    processes[victim].kill()
-    (status, _, stderr), = [finish(process) for number, process in enumerate(processes)
-                            if number != victim]
-    assert status == 1
-    assert f'host {victim} (localhost:' in stderr.splitlines()[-1]
-    assert stderr.endswith(') does not answer; start all hosts again with --resume\n')
-    statuses, _, stderrs = finish_all(start_all(f'killed-{victim}', flags=['--resume']))
+def test_a_killed_host_ends_all_and_they_resume(unbroken, run_hosts, folder, victim):
+    name = f'killed-{victim}'
+    statuses, _, stderrs = run_hosts(name, signals={victim: (signal.SIGKILL, 15)})
+    assert (statuses[victim], statuses[1 - victim]) == (-signal.SIGKILL, 1), stderrs
+    last = stderrs[1 - victim].splitlines()[-1]
+    assert last.startswith(f'train.py: host {victim} (localhost:'), stderrs
+    assert last.endswith(') does not answer; start all hosts again with --resume')
+    resume(run_hosts, folder, name, 'unbroken')
+
+
+@only_long
+def test_hosts_that_are_killed_at_any_step_resume(run_hosts, folder):
+    """Three of them."""
+    statuses, _, stderrs = run_hosts('three', 3)
+    assert statuses == (0, 0, 0), stderrs
+    random_ = random.Random(0)
+    for number in range(5):
+        victim, step = random_.randrange(3), random_.randrange(11, 31)
+        statuses, _, stderrs = run_hosts(f'three-{number}', 3,
+                                         signals={victim: (signal.SIGKILL, step)})
+        assert sorted(statuses) == [-signal.SIGKILL, 1, 1], stderrs
+        resume(run_hosts, folder, f'three-{number}', 'three', 3)
+
+
+@only_long
+def test_ctrl_c_on_any_host_stops_all_after_the_same_step(unbroken, run_hosts, folder):
+    statuses, stdouts, stderrs = run_hosts('interrupted', signals={1: (signal.SIGINT, 15)})
+    assert statuses == (130, 130), stderrs
+    assert re.findall('step ([0-9]+)', stdouts[0]) == ['10', '15']
+    assert 'Traceback' not in str(stderrs)
+    statuses, _, stderrs = run_hosts('interrupted', flags=['--resume'])
     assert statuses == (0, 0), stderrs
-    assert 'resuming after step ' in stderrs[0]
-    assert state(folder, f'killed-{victim}') == state(folder, 'unbroken')
+    assert state(folder, 'interrupted')[0] == state(folder, 'unbroken')[0]
+
+
+@only_long
+def test_a_host_that_diverges_is_not_alone(run_hosts):
+    """All have the same mean loss."""
+    statuses, _, stderrs = run_hosts('diverged', flags=['--learning_rate', 1e30])
+    assert statuses == (1, 1), stderrs
+    for stderr in stderrs:
+        assert 'training diverged at step' in stderr.splitlines()[-1]
 
 
 def test_a_host_with_another_text_is_refused_on_both_sides(tf, command, folder):
@@ -427,40 +471,10 @@ def test_a_host_with_another_text_is_refused_on_both_sides(tf, command, folder):
     status, stdout, stderr = command('refused', addresses, 1, 'other.txt').run()
     words = 'other text than the chief has; use the same\n'
     assert (status, stdout) == (1, '') and stderr.endswith(f'\ntrain.py: {words}')
-    said = read_until(chief, words, 'stderr')
-    assert said.endswith(f'\nhost 1 ({addresses[1]}) was refused: {words}')
+    said = b''
+    while words.encode('utf-8') not in said:
+        said += chief.stderr.readline()
+        assert chief.poll() is None, said
+    assert said.decode('utf-8').endswith(f'\nhost 1 ({addresses[1]}) was refused: {words}')
     chief.send_signal(signal.SIGINT)  # while it waits
-    status, stdout, stderr = finish(chief)
-    assert (status, stdout, stderr) == (-signal.SIGINT, '', '')
-
-
-@only_long
-def test_ctrl_c_on_any_host_stops_all_after_the_same_step(unbroken, start_all, folder):
-    processes = start_all('interrupted')
-    read_until(processes[0], 'step 100: ')
-    processes[1].send_signal(signal.SIGINT)
-    statuses, stdouts, stderrs = finish_all(processes)
-    assert statuses == (130, 130)
-    assert stdouts[0].count('step ') in (1, 2) and 'step 400' not in stdouts[0]
-    assert not any('Traceback' in stderr or 'answer' in stderr for stderr in stderrs)
-    statuses, _, stderrs = finish_all(start_all('interrupted', flags=['--resume']))
-    assert statuses == (0, 0), stderrs
-    assert state(folder, 'interrupted')[0] == state(folder, 'unbroken')[0]
-
-
-@only_long
-def test_hosts_that_are_killed_at_any_moment_resume(unbroken, start_all, folder):
-    """Three of them; even before they have met, the others go on to wait, and are ended here."""
-    statuses, _, stderrs = finish_all(start_all('three', 3, ['--batch_size', 6]))
-    assert statuses == (0, 0, 0), stderrs
-    random_, n_lost = random.Random(0), 0
-    for number in range(5):
-        flags = ['--batch_size', 6]
-        processes = start_all(f'three-{number}', 3, flags)
-        time.sleep(random_.uniform(3, 9))
-        processes[random_.randrange(3)].kill()
-        n_lost += 'does not answer' in str(end_all(processes, 30))
-        statuses, _, stderrs = finish_all(start_all(f'three-{number}', 3, [*flags, '--resume']))
-        assert statuses == (0, 0, 0), stderrs
-        assert state(folder, f'three-{number}') == state(folder, 'three')
-    assert n_lost
+    assert finish(chief) == (-signal.SIGINT, '', '')

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -22,8 +23,8 @@ from gpt2.cluster.board import JOB, Board, LostError
 from gpt2.errors import UserError
 
 BEAT = 0.5  # seconds from one note to the next
-PATIENCE = 8  # seconds of silence after which a host is lost
-SUSPICION = 3  # the same once TensorFlow has failed, as it does where a host is lost
+PATIENCE = 20  # seconds of silence after which a host is lost; a machine may be very busy
+SUSPICION = 3  # the same if its port is closed, too: the process has ended
 LINGER = 2  # seconds in which the others can read why a host ends
 
 
@@ -87,7 +88,7 @@ class Meeting:
         self._hosts, self._board, self._subject = hosts, board, subject
         self._note = {'instance': secrets.token_hex(8), 'phase': 'joining', 'subject': subject}
         self._peers = {index: Peer() for index in (range(1, hosts.n) if hosts.is_chief else [0])}
-        self._watching, self._lock, self._patience = False, threading.Lock(), PATIENCE
+        self._watching, self._lock = False, threading.Lock()
         if hosts.is_chief:
             board.clear()
         self._closing = threading.Event()
@@ -121,7 +122,6 @@ class Meeting:
 
         Then the watch ends the process meanwhile, with a line that names the host.
         """
-        self._patience = SUSPICION
         time.sleep(PATIENCE)
         return UserError(f'TensorFlow failed ({error.message}); start all hosts again with '
                          '--resume')
@@ -205,7 +205,7 @@ class Meeting:
     def _check(self):
         for index, peer in self._peers.items():
             problem = peer.note.get('problem')
-            if peer.silence() > self._patience:
+            if is_lost(peer.silence(), self._hosts.addresses[index]):
                 problem = f'{self._hosts.name(index)} does not answer'
             if problem:
                 self._end(problem)
@@ -237,6 +237,23 @@ class Peer:
     def silence(self):
         """Return how many seconds nothing was heard of the host."""
         return time.monotonic() - self._heard
+
+
+def is_lost(silence, address):
+    """Return whether a host, HOST:PORT, can be given up after so many seconds of silence."""
+    return silence > PATIENCE or (silence > SUSPICION and is_closed(address))
+
+
+def is_closed(address):
+    """Return whether a machine says that nobody listens on HOST:PORT."""
+    host, _, port = address.rpartition(':')
+    try:
+        socket.create_connection((host.strip('[]'), int(port)), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # which says nothing about the process
+        pass
+    return False
 
 
 def differences(chief, other):
