@@ -21,7 +21,7 @@ class Board:
 
     def __init__(self, target, n, index):
         tf = runtime.import_tensorflow()
-        self._target, self._session = target, None
+        self._target, self._session, self._is_clear = target, None, index > 0
         self._graph = tf.Graph()
         with self._graph.as_default(), tf.device(f'/job:{JOB}/task:0/cpu:0'):
             notes = [tf.raw_ops.VarHandleOp(dtype=tf.string, shape=[], shared_name=f'note-{i}')
@@ -31,17 +31,19 @@ class Board:
             def write(variable):
                 return tf.raw_ops.AssignVariableOp(resource=variable, value=self._note)
 
-            self._write, self._write_all = write(notes[index]), list(map(write, notes))
+            self._write, self._clear = write(notes[index]), list(map(write, notes))
             with tf.control_dependencies([self._write]):
                 self._read = [tf.raw_ops.ReadVariableOp(resource=variable, dtype=tf.string)
                               for variable in (notes[:1] if index else notes)]
 
-    def clear(self):
-        """Make all notes empty. The chief does so before anybody reads. Raises LostError."""
-        self._run(self._write_all, '{}')
-
     def exchange(self, note):
-        """Write this host's note, a dict; return those to read, in order. Raises LostError."""
+        """Write this host's note, a dict; return those to read, in order. Raises LostError.
+
+        The chief makes all notes empty first; until then nothing can be read.
+        """
+        if not self._is_clear:
+            self._run(self._clear, '{}')
+            self._is_clear = True
         return [files.parse_object(text) for text in self._run(self._read, json.dumps(note))]
 
     def _run(self, fetches, text):

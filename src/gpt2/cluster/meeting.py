@@ -89,8 +89,6 @@ class Meeting:
         self._note = {'instance': secrets.token_hex(8), 'phase': 'joining', 'subject': subject}
         self._peers = {index: Peer() for index in (range(1, hosts.n) if hosts.is_chief else [0])}
         self._watching, self._lock = False, threading.Lock()
-        if hosts.is_chief:
-            board.clear()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -144,7 +142,7 @@ class Meeting:
         while len(admitted) < len(self._peers):
             for index, peer in self._peers.items():
                 note = peer.note
-                if peer.silence() > PATIENCE:
+                if is_lost(peer.silence(), self._hosts.addresses[index]):
                     admitted.pop(index, None)
                 elif note['instance'] not in {*admitted.values(), *refused}:
                     differ = differences(self._subject, note['subject'])
