@@ -52,10 +52,9 @@ def connect(hosts, config, subject, step):
         configure(config, hosts.index)
         target = server.start({JOB: hosts.addresses}, JOB, hosts.index, config,
                               'name another in TF_CONFIG, on all hosts')
-        print(f'host {hosts.index} of {hosts.n} waits for '
-              f'{"the others" if hosts.is_chief else hosts.name(0)}; whoever reaches port '
-              f'{hosts.port} controls this process, so keep it within a private network',
-              file=sys.stderr)
+        tell(f'host {hosts.index} of {hosts.n} waits for '
+             f'{"the others" if hosts.is_chief else hosts.name(0)}; whoever reaches port '
+             f'{hosts.port} controls this process, so keep it within a private network')
         chief = target if hosts.is_chief else f'grpc://{hosts.addresses[0]}'
         meeting = Meeting(hosts, Board(chief, hosts.n, hosts.index), subject)
         try:
@@ -261,5 +260,5 @@ def differences(chief, other):
 
 
 def tell(line):
-    """Print a line on stderr."""
-    print(cli.printable(line), file=sys.stderr)
+    """Print a line on stderr at once, which Python would not do before 3.9."""
+    print(cli.printable(line), file=sys.stderr, flush=True)
