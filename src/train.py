@@ -27,6 +27,12 @@ def train(data, output=None, model_name='124M', scratch=False, n_layer=None, n_h
     needs: it continues where the last validation was, even after a crash. TensorBoard, which
     `pip install tensorboard` gets, shows it: tensorboard --logdir OUTPUT_DIR/NAME/training
     You may remove training/ when you are done. The tokens of DATA are kept in a file beside it.
+
+    Several hosts train one model where each runs this command, with its own copy of the text, and
+    the environment variable TF_CONFIG names them all and this one:
+    {"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}
+    The first one needs the weights and writes. Ctrl-C stops all of them; if one is lost, all end.
+    Whoever reaches such a port controls the process: keep the ports within a private network.
     """
     run.train(
         ModelOptions(model_name=model_name, models_dir=models_dir),

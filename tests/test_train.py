@@ -827,7 +827,7 @@ def test_too_little_memory_is_reported(tf, loop, models, book, monkeypatch, func
 
 
 def test_a_refused_training_can_be_corrected(loop, models, book, saved, monkeypatch):
-    def cannot(options, compute):
+    def cannot(*arguments):
         raise UserError('not here')
     with monkeypatch.context() as patch, pytest.raises(UserError, match='not here'):
         patch.setattr(loop, 'choose_devices', cannot)

@@ -87,7 +87,13 @@ def memory_errors():
 
 @contextlib.contextmanager
 def default_sigint():
-    """Let Ctrl-C end the process at once: some imports swallow a KeyboardInterrupt."""
+    """Let Ctrl-C end the process at once: some imports swallow a KeyboardInterrupt.
+
+    A process that ignores Ctrl-C goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield
+        return
     try:
         handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     except ValueError:  # only the main thread can set this

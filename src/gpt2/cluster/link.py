@@ -4,14 +4,13 @@ The chief starts the server. It offers work in one queue, hears of it in the oth
 variable what the work is about. Everything is JSON.
 """
 
-import ctypes
 import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from gpt2 import runtime
-from gpt2.errors import UserError
+from gpt2.cluster import server
 
 N_LEASES = 32  # that wait in the queue for a worker
 N_REPORTS = 1000
@@ -48,21 +47,10 @@ class EndedError(Exception):
 
 
 def start_server(port):
-    """Start the server of a chief; return what a Link to it takes. Raises UserError.
-
-    It listens on all addresses of the machine, and knows no password.
-    """
+    """Start the server of a chief; return what a Link to it takes. Raises UserError."""
     tf = runtime.import_tensorflow()
-    try:
-        with runtime.silent_stderr():
-            server = tf.train.Server({'chief': [f'localhost:{port}']}, 'chief', 0,
-                                     config=tf.ConfigProto(device_count={'GPU': 0}))
-    except tf.errors.OpError:
-        raise UserError(f'port {port} cannot be opened; another program may use it: give another '
-                        '--serve')
-    # Never deleted: TensorFlow 1 would print an error at exit.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
-    return server.target
+    return server.start({'chief': [f'localhost:{port}']}, 'chief', 0,
+                        tf.ConfigProto(device_count={'GPU': 0}), 'give another --serve')
 
 
 class Link:

@@ -7,13 +7,16 @@ import tensorflow.compat.v1 as tf
 from gpt2.errors import UserError
 
 
-def choose_devices(options, compute):
-    """Return the names of the devices to share a batch. Raises UserError if they do not suffice."""
+def choose_devices(options, compute, n_hosts=1):
+    """Return the names of the devices to share a batch, with those of other hosts.
+
+    Raises UserError if they do not suffice.
+    """
     gpus = tf.config.experimental.list_physical_devices('GPU')
     n = compute.devices or len(gpus) or 1
     if gpus and n > len(gpus):
         raise UserError(f'there are {len(gpus)} GPUs, not {n}; give a smaller --devices')
-    options.check_devices(n)
+    options.check_devices(n, n_hosts)
     is_tensorflow_1 = tf.__version__.startswith('1.')
     if compute.xla and is_tensorflow_1:
         raise UserError(f'--xla needs TensorFlow 2, and this is {tf.__version__}; leave it out')

@@ -20,8 +20,12 @@ TrainingGraph = collections.namedtuple(
     'TrainingGraph', 'tokens learning_rate dropout_seed add update mean_loss total_loss')
 
 
-def build_graph(hparams, options, compute, devices=('',)):
-    """Build the TrainingGraph of TrainingOptions and ComputeOptions; devices share each batch."""
+def build_graph(hparams, options, compute, devices=('',), average=None, first_device=0):
+    """Build the TrainingGraph of TrainingOptions and ComputeOptions; devices share each batch.
+
+    Where other hosts have a share in it, `average` is a function from gradients to their means over
+    all hosts, and `first_device` the number of devices that come before these.
+    """
     tokens = tf.placeholder(tf.int32, [None, None])
     learning_rate = tf.placeholder(tf.float32, [])
     dropout_seed = tf.placeholder_with_default(0, [])
@@ -38,7 +42,8 @@ def build_graph(hparams, options, compute, devices=('',)):
         return [loss] + [tf.convert_to_tensor(value) for value in tf.gradients(loss, weights)]
 
     results = []
-    for number, (device, part) in enumerate(zip(devices, tf.split(tokens, len(devices)))):
+    for number, (device, part) in enumerate(
+            zip(devices, tf.split(tokens, len(devices))), start=first_device):
         with tf.device(device):
             inputs = [part, dropout_seed + number]
             results.append(tf.xla.experimental.compile(loss_and_gradients, inputs) if compute.xla
@@ -46,6 +51,7 @@ def build_graph(hparams, options, compute, devices=('',)):
     mean_loss, *gradients = [values[0] if len(values) == 1 else tf.add_n(values) / len(values)
                              for values in zip(*results)]
     add, gradients, reset = optimizer.accumulate(gradients, weights, options.accumulation)
+    gradients = average(gradients) if average else gradients
     gradients = optimizer.clip(gradients, options.clip_norm)
     apply = {'adamw': optimizer.adamw, 'adafactor': optimizer.adafactor}[options.optimizer]
     update = apply(gradients, weights, learning_rate, options.weight_decay)

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from gpt2 import checkpoint, model_dir, runtime
+from gpt2.cluster import collective, meeting
 from gpt2.errors import UserError
 from gpt2.sampling import batching
 from gpt2.sampling.graph import GraphDecoder
@@ -20,22 +21,34 @@ from gpt2.training.devices import choose_devices
 from gpt2.training.graph import build_graph
 
 
-def train(start, data, options, compute, sample_length, output, progress):
+def train(start, data, options, compute, sample_length, output, progress, hosts):
     """Train the model of a ModelDir, `start`, by fitted TrainingOptions until all steps are done.
+
+    The chief of the Hosts has the Progress to continue from, and writes the Output.
 
     Returns whether Ctrl-C ended it before; then the last step is complete and validated. Raises
     UserError if the devices or the memory do not suffice, the loss diverges, the output cannot be
-    written, or it cannot be resumed.
+    written, it cannot be resumed, or another host differs.
     """
-    devices = choose_devices(options, compute)
+    devices = choose_devices(options, compute, hosts.n)
     config = tf.ConfigProto(allow_soft_placement=True, device_count={'CPU': len(devices)})
-    with tf.Graph().as_default(), tf.Session(config=config) as session:
+    subject = dict(output.settings, **vars(start.hparams), devices=devices,
+                   tensorflow=tf.__version__)
+    with meeting.connect(hosts, config, subject, progress.step) as (target, step), \
+            tf.Graph().as_default(), tf.Session(target, config=config) as session:
         try:
-            runtime.require_memory(least_memory(start.hparams, options))
+            runtime.require_memory(least_memory(start.hparams, options, hosts.n))
             tf.set_random_seed(options.seed)
-            graph = build_graph(start.hparams, options, compute, devices)
-            trainer = Trainer(session, graph, start, options, sample_length, output)
+            group = collective.Collective(hosts) if hosts.n > 1 else collective.Alone()
+            graph = build_graph(start.hparams, options, compute, devices, group.average,
+                                hosts.index * len(devices))
+            steps = Steps(session, graph, options, data.training, hosts, group)
+            if not hosts.is_chief:
+                group.broadcast(session, tf.global_variables())
+                return follow(steps, options, step)
+            trainer = Trainer(session, graph, start, options, sample_length, output, steps)
             trainer.restore_or_initialize(progress)
+            group.broadcast(session, tf.global_variables())
             trainer.introduce(data)
             return trainer.run(data)
         except (MemoryError, tf.errors.ResourceExhaustedError):
@@ -43,14 +56,55 @@ def train(start, data, options, compute, sample_length, output, progress):
                             'adafactor, or a smaller --batch_size with a larger --accumulation')
 
 
-def least_memory(hparams, options):
-    """Return how many bytes training takes at least, however few weights are trained.
+def least_memory(hparams, options, n_hosts):
+    """Return how many bytes training takes a host at least, however few weights are trained.
 
     In float32: the weights; and of each token, the logits, and 12 E within a block.
     """
-    n_tokens = options.batch_size * options.seq_len
+    n_tokens = options.batch_size // n_hosts * options.seq_len
     return 4 * model_dir.parameter_count(hparams) + 4 * n_tokens * (
         hparams.n_vocab + 12 * hparams.n_embd)
+
+
+class Steps:
+    """The steps of a run on this host, of the batches that all Hosts share."""
+
+    def __init__(self, session, graph, options, tokens, hosts, group):
+        """Args: tokens: to train on, int [n]; group: the Alone or Collective of the hosts."""
+        self._session, self._graph, self._options = session, graph, options
+        self._tokens, self._hosts, self._group = tokens, hosts, group
+        self.batch_size = options.batch_size // hosts.n  # of this host
+
+    def do(self, step, interrupted):
+        """Do a step, counted from 1.
+
+        Returns its mean loss, its learning rate, and whether Ctrl-C has `interrupted` any host,
+        the same on all of them. Raises UserError if the loss is not finite.
+        """
+        options = self._options
+        rate = options.learning_rate * schedule(step, options)
+        first = (step - 1) * options.accumulation
+        batches = [(self._hosts.share(random_batch(self._tokens, options, number)),
+                    dropout_seed(options.seed, number))
+                   for number in range(first, first + options.accumulation)]
+        loss = run_step(self._session, self._graph, batches, rate, self._group.run_options)
+        loss, stop = self._group.agree(self._session, loss, bool(interrupted))
+        check_finite(step, loss)
+        return loss, rate, stop
+
+
+def follow(steps, options, done):
+    """Do the Steps after the first `done`, on a host that is not the chief.
+
+    Returns whether Ctrl-C ended them before.
+    """
+    with defer_sigint() as interrupted, progress_bar(options, done) as bar:
+        for step in range(done + 1, options.steps + 1):
+            loss, _, stop = steps.do(step, interrupted)
+            show_step(bar, step, loss, options)
+            if stop:
+                return True
+    return False
 
 
 class Trainer:
@@ -60,9 +114,9 @@ class Trainer:
     lowest validation loss up to here, in nats per token, None before the first.
     """
 
-    def __init__(self, session, graph, start, options, sample_length, output):
+    def __init__(self, session, graph, start, options, sample_length, output, steps):
         self.session, self.graph, self.start, self.options = session, graph, start, options
-        self.sample_length, self.output = sample_length, output
+        self.sample_length, self.output, self.steps = sample_length, output, steps
         self.weights = tf.train.Saver(checkpoint.model_weights(), max_to_keep=None)
         self.state = tf.train.Saver(tf.global_variables(), max_to_keep=None)
         self.events = tf.summary.FileWriter(output.training_path())
@@ -90,7 +144,7 @@ class Trainer:
             print(f'resuming after step {self.done} of {self.options.steps}; the lowest validation '
                   f'loss is {self.best:.4f} nats per token', file=sys.stderr)
             return
-        nats = evaluate(self.session, self.graph, data.validation, self.options)
+        nats = self.evaluate(data.validation)
         if not (math.isfinite(nats) or self.options.scratch):
             raise checkpoint.non_finite_error(self.start)
         print(f'before the first step: validation loss {nats:.4f} nats per token, perplexity '
@@ -102,17 +156,14 @@ class Trainer:
         Returns whether Ctrl-C ended them before.
         """
         options = self.options
-        n_tokens = options.batch_size * options.accumulation * options.seq_len
-        with defer_sigint() as interrupted, \
-                tqdm(total=options.steps * n_tokens, initial=self.done * n_tokens, unit='token',
-                     unit_scale=True, disable=None) as bar:
+        with defer_sigint() as interrupted, progress_bar(options, self.done) as bar:
             while self.done < options.steps:
-                loss, rate = self.step(data.training)
+                loss, rate, stop = self.steps.do(self.done + 1, interrupted)
+                self.losses.append(loss)
+                self.done += 1
                 self.log(loss=loss, learning_rate=rate)
-                bar.set_description(f'step {self.done} of {options.steps}', refresh=False)
-                bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
-                bar.update(n_tokens)
-                if interrupted:
+                show_step(bar, self.done, loss, options)
+                if stop:
                     tqdm.write('validating once more; press Ctrl-C again to skip that', sys.stderr)
                     self.validate(data)
                     return True
@@ -120,22 +171,14 @@ class Trainer:
                     self.validate(data)
         return False
 
-    def step(self, tokens):
-        """Do one step. Return its mean loss and its learning rate."""
-        options = self.options
-        rate = options.learning_rate * schedule(self.done + 1, options)
-        first = self.done * options.accumulation
-        batches = [(random_batch(tokens, options, number), dropout_seed(options.seed, number))
-                   for number in range(first, first + options.accumulation)]
-        loss = run_step(self.session, self.graph, batches, rate)
-        check_finite(self.done + 1, loss)
-        self.losses.append(loss)
-        self.done += 1
-        return loss, rate
+    def evaluate(self, tokens):
+        """Return the mean loss of tokens for validation, read in batches of this host's size."""
+        return evaluate(self.session, self.graph, tokens, self.options.seq_len,
+                        self.steps.batch_size)
 
     def validate(self, data):
         """Compute the validation loss, save, report, and show a sample."""
-        nats = evaluate(self.session, self.graph, data.validation, self.options)
+        nats = self.evaluate(data.validation)
         check_finite(self.done, nats)
         bits = nats * (len(data.validation) - 1) / data.validation_bytes / math.log(2)
         kept = self.best is None or nats < self.best
@@ -210,18 +253,37 @@ def initialize(session, start, scratch):
 
 def describe(data, options):
     """Return a line about the TrainingData of a run."""
-    steps = len(data.training) / (options.batch_size * options.accumulation * options.seq_len)
+    steps = len(data.training) / tokens_per_step(options)
     plural = '' if data.n_documents == 1 else 's'
     return (f'{data.n_documents:,} document{plural}, {len(data.training):,} tokens to train on and '
             f'{len(data.validation):,} for validation; an epoch takes {steps:,.1f} steps')
 
 
-def run_step(session, graph, batches, rate):
+def progress_bar(options, done):
+    """Return a bar on stderr, if that is a terminal, that counts the tokens of all steps."""
+    n_tokens = tokens_per_step(options)
+    return tqdm(total=options.steps * n_tokens, initial=done * n_tokens, unit='token',
+                unit_scale=True, disable=None)
+
+
+def show_step(bar, step, loss, options):
+    """Show in a bar that a step is done."""
+    bar.set_description(f'step {step} of {options.steps}', refresh=False)
+    bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
+    bar.update(tokens_per_step(options))
+
+
+def tokens_per_step(options):
+    """Return how many tokens a step of TrainingOptions reads, on all hosts."""
+    return options.batch_size * options.accumulation * options.seq_len
+
+
+def run_step(session, graph, batches, rate, run_options=None):
     """Do a step on batches, pairs of tokens [B, S + 1] and dropout seed; return its mean loss."""
     feeds = [{graph.tokens: tokens, graph.dropout_seed: seed, graph.learning_rate: rate}
              for tokens, seed in batches]
     losses = [session.run([graph.mean_loss, graph.add], feed)[0] for feed in feeds[:-1]]
-    losses.append(session.run([graph.mean_loss, graph.update], feeds[-1])[0])
+    losses.append(session.run([graph.mean_loss, graph.update], feeds[-1], run_options)[0])
     return float(np.mean(losses))
 
 
@@ -235,11 +297,10 @@ def schedule(step, options):
     return 0.55 + 0.45 * math.cos(math.pi * share)
 
 
-def evaluate(session, graph, tokens, options):
+def evaluate(session, graph, tokens, seq_len, batch_size):
     """Return the mean loss, in nats, of all tokens but the first, read in sequences of seq_len."""
-    *whole, last = [tokens[i:i + options.seq_len + 1]
-                    for i in range(0, len(tokens) - 1, options.seq_len)]
-    batches = [whole[i:i + options.batch_size] for i in range(0, len(whole), options.batch_size)]
+    *whole, last = [tokens[i:i + seq_len + 1] for i in range(0, len(tokens) - 1, seq_len)]
+    batches = [whole[i:i + batch_size] for i in range(0, len(whole), batch_size)]
     total = sum(float(session.run(graph.total_loss, {graph.tokens: batch}))
                 for batch in tqdm(batches + [[last]], 'validating', leave=False, disable=None))
     return total / (len(tokens) - 1)

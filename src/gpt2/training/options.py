@@ -42,7 +42,7 @@ class TrainingOptions(Options):
     steps: int = option(1000, whole(1), 'number of updates of the weights; with --resume, a '
                         'finished run goes on to more, on the learning rates of a run of so many: '
                         'with cosine, the rate rises again')
-    batch_size: int = option(4, whole(1), 'sequences per batch')
+    batch_size: int = option(4, whole(1), 'sequences per batch, of all devices and hosts')
     accumulation: int = option(1, whole(1), 'batches per step, whose mean gradient is used',
                                alias='gradient_accumulation_steps')
     seq_len: Optional[int] = option(
@@ -100,11 +100,13 @@ class TrainingOptions(Options):
             held_out=0.1 if self.held_out is None else self.held_out,
             warmup=self.steps // 20 if self.warmup is None else self.warmup)
 
-    def check_devices(self, n):
-        """Raise OptionError unless n devices can share a batch equally."""
-        if self.batch_size % n:
-            raise OptionError('batch_size', 'must be a multiple of the number of --devices, '
-                                            f'{n}, not {self.batch_size}')
+    def check_devices(self, n, n_hosts=1):
+        """Raise OptionError unless n devices of each host can share a batch equally."""
+        if self.batch_size % (n_hosts * n):
+            hosts = f'hosts times that of their --devices, {n_hosts} x ' if n_hosts > 1 else (
+                '--devices, ')
+            raise OptionError('batch_size', f'must be a multiple of the number of {hosts}{n}, not '
+                                            f'{self.batch_size}')
 
 
 @dataclasses.dataclass(frozen=True)

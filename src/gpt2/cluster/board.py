@@ -1,0 +1,60 @@
+"""A board for notes: each host writes its own, the chief reads all, the others read the chief's.
+
+A note is a JSON object in a variable of the chief's server. It stays until its host writes another
+one, so nothing is lost when a call fails, or when a host is started anew.
+"""
+
+import json
+
+from gpt2 import files, runtime
+
+JOB = 'worker'  # that all hosts are tasks of
+TIMEOUT = 3  # seconds, for calls that should be answered at once
+
+
+class LostError(Exception):
+    """The chief's server does not answer."""
+
+
+class Board:
+    """The notes of n hosts, as host `index` sees them; `target` is the chief's server."""
+
+    def __init__(self, target, n, index):
+        tf = runtime.import_tensorflow()
+        self._target, self._session, self._is_clear = target, None, index > 0
+        self._graph = tf.Graph()
+        with self._graph.as_default(), tf.device(f'/job:{JOB}/task:0/cpu:0'):
+            notes = [tf.raw_ops.VarHandleOp(dtype=tf.string, shape=[], shared_name=f'note-{i}')
+                     for i in range(n)]
+            self._note = tf.placeholder(tf.string, [])
+
+            def write(variable):
+                return tf.raw_ops.AssignVariableOp(resource=variable, value=self._note)
+
+            self._write, self._clear = write(notes[index]), list(map(write, notes))
+            with tf.control_dependencies([self._write]):
+                self._read = [tf.raw_ops.ReadVariableOp(resource=variable, dtype=tf.string)
+                              for variable in (notes[:1] if index else notes)]
+
+    def exchange(self, note):
+        """Write this host's note, a dict; return those to read, in order. Raises LostError.
+
+        The chief makes all notes empty first; until then nothing can be read.
+        """
+        if not self._is_clear:
+            self._run(self._clear, '{}')
+            self._is_clear = True
+        return [files.parse_object(text) for text in self._run(self._read, json.dumps(note))]
+
+    def _run(self, fetches, text):
+        tf = runtime.import_tensorflow()
+        try:
+            if self._session is None:
+                # Without the filter, the session would wait until all hosts are there.
+                self._session = tf.Session(self._target, self._graph, config=tf.ConfigProto(
+                    operation_timeout_in_ms=1000 * TIMEOUT, device_filters=[f'/job:{JOB}/task:0']))
+            return self._session.run(fetches, {self._note: text},
+                                     options=tf.RunOptions(timeout_in_ms=1000 * TIMEOUT))
+        except tf.errors.OpError:
+            self._session = None
+            raise LostError
