@@ -188,6 +188,20 @@ def test_a_host_that_differs_is_refused_until_it_is_corrected(meet, threads, cap
 
 
 @pure
+@pytest.mark.parametrize('note', [
+    {}, {'instance': 'x'}, {'instance': ['x'], 'phase': 'joining', 'subject': {}},
+    {'instance': 'x', 'phase': None, 'subject': {}},
+    {'instance': 'x', 'phase': 'joining', 'subject': [1]}], ids=str)
+def test_what_is_no_note_is_not_heard(note):
+    peer = meeting.Peer()
+    peer.hear(note)
+    assert (peer.note, peer.silence()) == ({}, float('inf'))
+    whole = {'instance': 'x', 'phase': 'joining', 'subject': {}}
+    peer.hear(whole)
+    assert peer.note == whole and peer.silence() < 20
+
+
+@pure
 @pytest.mark.parametrize('index', [0, 1])
 def test_a_host_that_falls_silent_is_lost(meet, threads, monkeypatch, index):
     hosts = [meet(0, n=2), meet(1, n=2)]

@@ -44,7 +44,10 @@ class Board:
         if not self._is_clear:
             self._run(self._clear, '{}')
             self._is_clear = True
-        return [files.parse_object(text) for text in self._run(self._read, json.dumps(note))]
+        try:
+            return [files.parse_object(text) for text in self._run(self._read, json.dumps(note))]
+        except ValueError:  # of somebody else
+            raise LostError
 
     def _run(self, fetches, text):
         tf = runtime.import_tensorflow()

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from gpt2 import cli, runtime
 from gpt2.cluster import server
 from gpt2.cluster.board import JOB, Board, LostError
+from gpt2.cluster.subject import differences
 from gpt2.errors import UserError
 
 BEAT = 0.5  # seconds from one note to the next
@@ -144,7 +145,7 @@ class Meeting:
                 if is_lost(peer.silence(), self._hosts.addresses[index]):
                     admitted.pop(index, None)
                 elif note['instance'] not in {*admitted.values(), *refused}:
-                    differ = differences(self._subject, note['subject'])
+                    differ = differences(note['subject'], self._subject)
                     if differ:
                         refused[note['instance']] = differ
                         admitted.pop(index, None)
@@ -228,12 +229,18 @@ class Peer:
 
     def hear(self, note):
         """Take in a note, if it is a new one of that process."""
-        if note and note != self.note and self.instance in (None, note['instance']):
+        if is_note(note) and note != self.note and self.instance in (None, note['instance']):
             self.note, self._heard = note, time.monotonic()
 
     def silence(self):
         """Return how many seconds nothing was heard of the host."""
         return time.monotonic() - self._heard
+
+
+def is_note(note):
+    """Return whether a dict is a note of a host."""
+    return (isinstance(note.get('subject'), dict)
+            and all(isinstance(note.get(name), str) for name in ('instance', 'phase')))
 
 
 def is_lost(silence, address):
@@ -251,12 +258,6 @@ def is_closed(address):
     except OSError:  # which says nothing about the process
         pass
     return False
-
-
-def differences(chief, other):
-    """Return a sentence that says in what a subject differs from the chief's; '' if in nothing."""
-    names = ', '.join(name for name in chief if chief[name] != other.get(name))
-    return f'other {names} than the chief has; use the same' if names else ''
 
 
 def tell(line):

@@ -24,9 +24,15 @@ def open_model(name, models_dir):
 
 def check_same(own, subject):
     """Raise UserError if the values of a dict differ from those that the chief has."""
-    differ = [name for name in own if own[name] != subject.get(name)]
-    if differ:
-        raise UserError(f'other {", ".join(differ)} than the chief has; use the same')
+    problem = differences(own, subject)
+    if problem:
+        raise UserError(problem)
+
+
+def differences(own, subject):
+    """Return a sentence that says which values of a dict the chief does not have; '' if none."""
+    names = ', '.join(name for name in own if own[name] != subject.get(name))
+    return f'other {names} than the chief has; use the same' if names else ''
 
 
 def unknown(error):
