@@ -628,6 +628,28 @@ def test_a_models_dir_that_does_not_exist(refuse, tmp_path):
     assert str(tmp_path / 'nowhere') in message and 'python3 download_model.py 124M' in message
 
 
+# ---- Ctrl-C ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('error', [RuntimeError, ValueError, KeyboardInterrupt], ids=str)
+def test_an_error_that_ctrl_c_became_is_ctrl_c(call, error):
+    """Libraries in C may raise what they like after a KeyboardInterrupt. Without one, it shows."""
+    def command():
+        try:
+            if interrupts:
+                os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        raise error
+
+    for interrupts in (False, True, False):
+        if interrupts or error is KeyboardInterrupt:
+            assert call(command, ()) == (130, '', '')
+        else:
+            with pytest.raises(error):
+                call(command, ())
+
+
 # ---- runtime -----------------------------------------------------------------------------------
 
 

@@ -28,6 +28,8 @@ from gpt2.errors import OptionError, UsageError, UserError
 
 LONGEST_LINE = 1000  # characters of an error, which may quote a file
 
+interrupted = threading.Event()  # whether Ctrl-C has come since `run` began
+
 
 def run(command, *option_classes, argv=None):
     """Run a script's function as its command line, with a flag for each parameter.
@@ -59,22 +61,29 @@ def run(command, *option_classes, argv=None):
     except MemoryError:
         hint = 'try a smaller --batch_size, or' if 'batch_size' in options else 'try to'
         fail(f'there is too little memory; {hint} close other programs', 1)
-    except RuntimeError as error:
-        if 'new thread' not in str(error):
-            raise
-        fail('no more threads can be started; close other programs, or raise ulimit -u', 1)
-    except KeyboardInterrupt:
-        catch_sigint(False)
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         # What is still buffered must go somewhere when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # `head`, for one, closes the pipe early
             fail(error, 1)
+    except BaseException as error:
+        # TensorFlow may make an error of its own of a KeyboardInterrupt that comes while it works.
+        if isinstance(error, KeyboardInterrupt) or interrupted.is_set():
+            catch_sigint(False)
+            if sys.stderr.isatty():
+                print(file=sys.stderr)
+            sys.exit(130)
+        if isinstance(error, RuntimeError) and 'new thread' in str(error):
+            fail('no more threads can be started; close other programs, or raise ulimit -u', 1)
+        raise
     finally:
         catch_sigint(False)
+
+
+def interrupt(number, frame):
+    """Raise KeyboardInterrupt for Ctrl-C, and note that."""
+    interrupted.set()
+    raise KeyboardInterrupt
 
 
 def catch_sigint(catch):
@@ -82,8 +91,9 @@ def catch_sigint(catch):
 
     A process that ignores Ctrl-C, as nohup starts it, goes on ignoring it.
     """
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
-        signal.signal(signal.SIGINT, signal.default_int_handler if catch else signal.SIG_DFL)
+    interrupted.clear()
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler, interrupt):
+        signal.signal(signal.SIGINT, interrupt if catch else signal.SIG_DFL)
     # Where Python cannot raise it, in a destructor say, it would print it. (From Python 3.8.)
     sys.unraisablehook = raise_again if catch else getattr(sys, '__unraisablehook__', None)
 
