@@ -213,6 +213,7 @@ def test_two_processes_make_the_same_files(call, flags, whole, tmp_path):
     assert not multiprocessing.active_children()
 
 
+@only_long
 def test_a_worker_makes_the_same_files(write, whole, port, monkeypatch, tmp_path):
     """It hears that the work changes: the second sampling has another seed, and top-k 40."""
     from gpt2.cluster import chief
