@@ -297,12 +297,16 @@ def steps_of_host(tf, start, hosts, tokens, n_steps, interrupted, **options):
         return [loss for loss, _, _ in found], [stop for _, _, stop in found]
 
 
-@pytest.mark.parametrize('n, options', [
-    (2, {'accumulation': 2}),
-    pytest.param(3, {}, marks=only_long),
-    pytest.param(3, {'train_only': '1', 'accumulation': 3}, marks=only_long)], ids=str)
-def test_hosts_learn_what_one_does(tf, tiny, threads, monkeypatch, n, options):
-    """In this process. Gradients are sent in several buckets, and all hear of Ctrl-C at once."""
+@pytest.mark.parametrize('n, options, error', [
+    (2, {'accumulation': 2}, 1e-6),
+    pytest.param(3, {}, 1e-6, marks=only_long),
+    pytest.param(3, {'train_only': '1', 'accumulation': 3}, 1e-6, marks=only_long),
+    pytest.param(2, {'optimizer': 'adafactor'}, 2e-4, marks=only_long)], ids=str)
+def test_hosts_learn_what_one_does(tf, tiny, threads, monkeypatch, n, options, error):
+    """In this process. Gradients are sent in several buckets, and all hear of Ctrl-C at once.
+
+    Adafactor makes steps of full size of gradients that are zero but for rounding.
+    """
     from gpt2.cluster import collective
     monkeypatch.setattr(collective, 'BUCKET', 2**14)
     monkeypatch.setattr(runtime, 'silent_stderr', contextlib.nullcontext)  # it is for one thread
@@ -316,7 +320,7 @@ def test_hosts_learn_what_one_does(tf, tiny, threads, monkeypatch, n, options):
         for index in range(n)))]
     one, _ = steps_of_host(tf, start, Hosts(), tokens, 8, None, **options)
     for losses, stops in results:
-        assert losses == results[0][0] == pytest.approx(one, rel=1e-6)
+        assert losses == results[0][0] == pytest.approx(one, rel=error)
         assert stops == [number == 5 for number in range(1, 9)]
     assert one[-1] < one[0] - 0.2
 
