@@ -413,6 +413,7 @@ def unbroken(tf, run_hosts):
     return stdouts, stderrs
 
 
+@only_long
 def test_two_hosts_learn_what_two_devices_do(unbroken, command, folder):
     """To the last bit, with dropout; the chief alone writes and prints."""
     status, stdout, _ = command('devices', flags=['--devices', 2]).run()
