@@ -632,7 +632,7 @@ def test_a_models_dir_that_does_not_exist(refuse, tmp_path):
 
 
 @pytest.mark.parametrize('error', [RuntimeError, ValueError, KeyboardInterrupt], ids=str)
-def test_an_error_that_ctrl_c_became_is_ctrl_c(call, error):
+def test_an_error_that_ctrl_c_became_is_ctrl_c(call, monkeypatch, error):
     """Libraries in C may raise what they like after a KeyboardInterrupt. Without one, it shows."""
     def command():
         try:
@@ -642,8 +642,9 @@ def test_an_error_that_ctrl_c_became_is_ctrl_c(call, error):
             pass
         raise error
 
-    for interrupts in (False, True, False):
-        if interrupts or error is KeyboardInterrupt:
+    for interrupts, seconds in ((False, 5), (True, 5), (True, 0), (False, 5)):
+        monkeypatch.setattr(cli, 'AFTERMATH', seconds)  # 0: it came long before
+        if interrupts and seconds or error is KeyboardInterrupt:
             assert call(command, ()) == (130, '', '')
         else:
             with pytest.raises(error):

@@ -21,14 +21,16 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 
 import fire
 
 from gpt2.errors import OptionError, UsageError, UserError
 
 LONGEST_LINE = 1000  # characters of an error, which may quote a file
+AFTERMATH = 5  # seconds after Ctrl-C in which an error may come from it
 
-interrupted = threading.Event()  # whether Ctrl-C has come since `run` began
+interrupts = []  # when Ctrl-C has come since `run` began, in seconds
 
 
 def run(command, *option_classes, argv=None):
@@ -68,7 +70,7 @@ def run(command, *option_classes, argv=None):
             fail(error, 1)
     except BaseException as error:
         # TensorFlow may make an error of its own of a KeyboardInterrupt that comes while it works.
-        if isinstance(error, KeyboardInterrupt) or interrupted.is_set():
+        if isinstance(error, KeyboardInterrupt) or was_interrupted():
             catch_sigint(False)
             if sys.stderr.isatty():
                 print(file=sys.stderr)
@@ -82,8 +84,13 @@ def run(command, *option_classes, argv=None):
 
 def interrupt(number, frame):
     """Raise KeyboardInterrupt for Ctrl-C, and note that."""
-    interrupted.set()
+    interrupts.append(time.monotonic())
     raise KeyboardInterrupt
+
+
+def was_interrupted():
+    """Return whether Ctrl-C has just come. After an earlier one, an interactive command goes on."""
+    return any(time.monotonic() - moment < AFTERMATH for moment in interrupts)
 
 
 def catch_sigint(catch):
@@ -91,7 +98,7 @@ def catch_sigint(catch):
 
     A process that ignores Ctrl-C, as nohup starts it, goes on ignoring it.
     """
-    interrupted.clear()
+    interrupts.clear()
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler, interrupt):
         signal.signal(signal.SIGINT, interrupt if catch else signal.SIG_DFL)
     # Where Python cannot raise it, in a destructor say, it would print it. (From Python 3.8.)
