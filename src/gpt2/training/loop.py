@@ -45,7 +45,7 @@ def train(start, data, options, compute, sample_length, output, progress, hosts)
             steps = Steps(session, graph, options, data.training, hosts, group)
             if not hosts.is_chief:
                 group.broadcast(session, tf.global_variables())
-                return follow(steps, options, step)
+                return run_steps(steps, options, step)
             trainer = Trainer(session, graph, start, options, sample_length, output, steps)
             trainer.restore_or_initialize(progress)
             group.broadcast(session, tf.global_variables())
@@ -93,7 +93,7 @@ class Steps:
         return loss, rate, stop
 
 
-def follow(steps, options, done):
+def run_steps(steps, options, done):
     """Do the Steps after the first `done`, on a host that is not the chief.
 
     Returns whether Ctrl-C ended them before.
