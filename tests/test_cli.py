@@ -378,6 +378,34 @@ cli.run(command, argv=[])
     assert (done.returncode, done.stdout, done.stderr) == (130, b'', b'')
 
 
+@pytest.mark.parametrize('error', ['KeyboardInterrupt', 'SystemError'])
+def test_ctrl_c_that_a_c_function_prints_is_not_lost(error):
+    code = f"""
+import ctypes, time
+from gpt2 import cli
+
+@ctypes.CFUNCTYPE(None)
+def callback():
+    try:
+        cli.interrupt(None, None)
+    except KeyboardInterrupt:
+        api = ctypes.pythonapi
+        api.PyErr_SetString(ctypes.py_object({error}), b'from a C function')
+        api.PyErr_Print()
+
+def command():
+    '''Be interrupted.'''
+    callback()
+    for _ in range(1000):
+        time.sleep(0.01)
+
+cli.run(command, argv=[])
+"""
+    done = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(SRC)),
+                          capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b'', b'')
+
+
 # ---- the flags of the commands -----------------------------------------------------------------
 
 DEFAULTS_OF_COMMANDS = {('interactive_conditional_samples', 'stop'): False}

@@ -101,16 +101,30 @@ def catch_sigint(catch):
     interrupts.clear()
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler, interrupt):
         signal.signal(signal.SIGINT, interrupt if catch else signal.SIG_DFL)
-    # Where Python cannot raise it, in a destructor say, it would print it. (From Python 3.8.)
-    sys.unraisablehook = raise_again if catch else getattr(sys, '__unraisablehook__', None)
+    # Where it cannot be raised, in a destructor say, Python would print it (from 3.8); so does
+    # TensorFlow, in some of its types.
+    sys.unraisablehook = show_unraisable if catch else getattr(sys, '__unraisablehook__', None)
+    sys.excepthook = show_error if catch else sys.__excepthook__
 
 
-def raise_again(unraisable):
-    """Handle an exception that Python could not raise: raise a KeyboardInterrupt a moment later."""
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in here
-    else:
+def show_unraisable(unraisable):
+    """Show an exception that could not be raised, unless Ctrl-C is its cause."""
+    if not raised_again(unraisable.exc_type):
         sys.__unraisablehook__(unraisable)
+
+
+def show_error(error_type, error, traceback):
+    """Show an exception that TensorFlow does not raise, unless Ctrl-C is its cause."""
+    if not raised_again(error_type):
+        sys.__excepthook__(error_type, error, traceback)
+
+
+def raised_again(error_type):
+    """Return whether Ctrl-C is the cause of an error; if so, raise KeyboardInterrupt soon."""
+    if not issubclass(error_type, KeyboardInterrupt) and not was_interrupted():
+        return False
+    threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in here
+    return True
 
 
 def open_streams():
