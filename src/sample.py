@@ -1,6 +1,6 @@
 """Sampling: tokens in, more tokens out.
 
-Each new token takes one pass `forward` through the model and one `sample_token` from its logits:
+Each new token takes one pass `forward` through the model; then `process_logits` and `sample_token`:
 
     logits -> repetition penalty, repeated n-grams -> / temperature
            -> top-k -> top-p -> min-p -> typical -> draw
@@ -71,7 +71,7 @@ def ban_repeated_ngrams(logits, size, text, n_read):
         n_banned = tf.scatter_nd(with_rows(text), tf.cast(same, tf.int32), tf.shape(logits))
         return mask_logits(logits, tf.equal(n_banned, 0))
 
-    return cond(any_row(size, lambda size: size > 0), ban, lambda: logits)
+    return cond(any_row(size, is_positive), ban, lambda: logits)
 
 
 def top_k_logits(logits, k):
@@ -88,7 +88,7 @@ def top_k_logits(logits, k):
         limit = tf.where_v2(limit > 0, limit, math.inf)
         return mask_logits(logits, larger_ones_below(limit, logits, tf.ones_like(logits)))
 
-    return cond(any_row(k, lambda k: k > 0), select, lambda: logits)
+    return cond(any_row(k, is_positive), select, lambda: logits)
 
 
 def top_p_logits(logits, p):
@@ -116,7 +116,7 @@ def min_p_logits(logits, p):
         below = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
         return mask_logits(logits, below >= tf.log(row_values(p)))
 
-    return cond(any_row(p, lambda p: p > 0), select, lambda: logits)
+    return cond(any_row(p, is_positive), select, lambda: logits)
 
 
 def typical_p_logits(logits, p):
@@ -136,6 +136,11 @@ def typical_p_logits(logits, p):
         return mask_logits(logits, larger_ones_below(limit, typical, probabilities))
 
     return cond(any_row(p, is_part), select, lambda: logits)
+
+
+def is_positive(value):
+    """Return whether a value is above 0."""
+    return value > 0
 
 
 def is_part(p):
@@ -182,26 +187,28 @@ def mask_logits(logits, kept):
 
 
 def process_logits(logits, temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1):
-    """Return the logits that a token is drawn from, temperature above 0; [B, V] in and out."""
-    logits -= tf.reduce_max(logits, axis=-1, keepdims=True)
-    logits *= reciprocal(temperature)  # what float32 rounds to 0 takes the likeliest
-    logits = top_p_logits(top_k_logits(logits, top_k), top_p)
-    return typical_p_logits(min_p_logits(logits, min_p), typical_p)
+    """Return the logits that `sample_token` draws from; [B, V] in and out.
+
+    At temperature 0 the likeliest token stays the likeliest; the rest means nothing.
+    """
+    def process():
+        # What float32 rounds to 0 takes the likeliest.
+        scaled = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) * reciprocal(temperature)
+        kept = top_p_logits(top_k_logits(scaled, top_k), top_p)
+        return typical_p_logits(min_p_logits(kept, min_p), typical_p)
+
+    return cond(any_row(temperature, is_positive), process, lambda: logits)
 
 
-def sample_token(logits, uniforms, temperature=1, **filters):
+def sample_token(processed, uniforms, temperature=1):
     """Choose the next token of each row, [B, V] -> int32 [B]; temperature 0 takes the likeliest.
 
-    The uniforms, float32 [B, 2R] as in `gumbel_sample`, are not used at temperature 0. Filters are
-    options of `process_logits`.
+    `processed` comes from `process_logits`. The uniforms, float32 [B, 2R] as in `gumbel_sample`,
+    are not used at temperature 0.
     """
-    likeliest = tf.argmax(logits, axis=-1, output_type=tf.int32)
-
-    def draw():
-        drawn = gumbel_sample(process_logits(logits, temperature, **filters), uniforms)
-        return where_positive(temperature, drawn, likeliest)
-
-    return cond(any_row(temperature, lambda temperature: temperature > 0), draw, lambda: likeliest)
+    likeliest = tf.argmax(processed, axis=-1, output_type=tf.int32)
+    return cond(any_row(temperature, is_positive), lambda: where_positive(
+        temperature, gumbel_sample(processed, uniforms), likeliest), lambda: likeliest)
 
 
 def gumbel_sample(logits, uniforms):
@@ -225,24 +232,21 @@ def gumbel_sample(logits, uniforms):
     return row * side + column
 
 
-def token_logprobs(logits, penalized, token, temperature=1, **filters):
+def token_logprobs(logits, processed, token, temperature=1):
     """Return the log probabilities of sampled tokens, int32 [B] -> float32 [B, 2].
 
     First under the model itself, by its logits, then under the distribution that `sample_token`
-    drew from, by the penalized ones. (At temperature 0 there was no choice: the second is 0.)
+    drew from, by the processed ones. (At temperature 0 there was no choice: the second is 0.)
     """
     def log_probability(logits):  # in float64, so that rounding hides which row it was computed in
         logits = tf.cast(logits, tf.float64)
         chosen = tf.gather_nd(logits, tf.stack([tf.range(tf.size(token)), token], axis=-1))
         return tf.cast(chosen - tf.reduce_logsumexp(logits, axis=-1), tf.float32)
 
-    def under_sampler():
-        drawn = log_probability(process_logits(penalized, temperature, **filters))
-        return where_positive(temperature, drawn, tf.zeros_like(drawn))
-
     own = log_probability(logits)
-    return tf.stack([own, cond(any_row(temperature, lambda temperature: temperature > 0),
-                               under_sampler, lambda: tf.zeros_like(own))], axis=-1)
+    zeros = tf.zeros_like(own)
+    return tf.stack([own, cond(any_row(temperature, is_positive), lambda: where_positive(
+        temperature, log_probability(processed), zeros), lambda: zeros)], axis=-1)
 
 
 def top_logprobs(logits, n):
@@ -377,7 +381,7 @@ def prefill(hparams, tokens, lengths, cache):
 
 
 def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, n_top=0,
-           repetition_penalty=1, no_repeat_ngram_size=0, **sampling):
+           temperature=1, repetition_penalty=1, no_repeat_ngram_size=0, **filters):
     """Decode `length` tokens from a DecodeState, or fewer (but at least one) if all rows are done.
 
     Args:
@@ -389,7 +393,7 @@ def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, n_
         an int or a scalar tensor.
       repetition_penalty, no_repeat_ngram_size: as in `penalize_repetition` and
         `ban_repeated_ngrams`, of the text that the model has read, its prompt included.
-      sampling: the options of `process_logits`.
+      temperature, filters: the options of `process_logits`.
 
     Returns:
       The tokens, int32 [B, N], N <= length; a tuple of their log probabilities, float32 [B, N, 2],
@@ -405,8 +409,9 @@ def decode(hparams, state, length, uniforms, stop_token=None, logprobs=False, n_
             state.text, with_rows(state.position[:, tf.newaxis])[:, 0], state.token)
         penalized = penalize_repetition(logits, repetition_penalty, text, state.position + 1)
         penalized = ban_repeated_ngrams(penalized, no_repeat_ngram_size, text, state.position + 1)
-        token = sample_token(penalized, uniforms(i), **sampling)
-        score = cond(logprobs, lambda: token_logprobs(logits, penalized, token, **sampling),
+        processed = process_logits(penalized, temperature, **filters)
+        token = sample_token(processed, uniforms(i), temperature)
+        score = cond(logprobs, lambda: token_logprobs(logits, processed, token, temperature),
                      lambda: tf.zeros([tf.size(token), 2]))
         score = (score, *top_logprobs(logits, n_top))
         done = state.done

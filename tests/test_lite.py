@@ -479,8 +479,8 @@ def test_tokens_are_those_of_the_reference(rows, options):
     logits, u = rows
     checked = {**options, 'top_p': options.get('top_p') or 1}
     processed = lite_logits.process_logits(logits, SamplingOptions(**options))
-    tokens = lite_logits.sample_token(logits, u, SamplingOptions(**options))
-    scores = lite_logits.token_logprobs(logits, logits, tokens, SamplingOptions(**options))
+    tokens = lite_logits.sample_token(processed, u, SamplingOptions(**options))
+    scores = lite_logits.token_logprobs(logits, processed, tokens, SamplingOptions(**options))
     differ = 0
     for row, token, weights, score, numbers in zip(logits, tokens, processed, scores, u):
         own = reference.softmax(np.float64(row))
@@ -503,7 +503,8 @@ def test_tokens_are_those_of_the_reference(rows, options):
 @pytest.mark.parametrize('options', SETTINGS, ids=str)
 def test_tokens_are_those_of_the_graph(rows, graph_tokens, options):
     logits, u = rows
-    found = lite_logits.sample_token(logits, u, SamplingOptions(**options))
+    processed = lite_logits.process_logits(logits, SamplingOptions(**options))
+    found = lite_logits.sample_token(processed, u, SamplingOptions(**options))
     assert found.tolist() == graph_tokens(**options)
 
 
@@ -514,7 +515,8 @@ def graph_tokens(rows):
     with tf.Graph().as_default(), tf.Session() as session:
         options = {'temperature': tf.placeholder(tf.float64, []),
                    'top_k': tf.placeholder(tf.int32, []), 'top_p': tf.placeholder(tf.float64, [])}
-        token = sample.sample_token(tf.constant(logits), tf.constant(u), **options)
+        processed = sample.process_logits(tf.constant(logits), **options)
+        token = sample.sample_token(processed, tf.constant(u), options['temperature'])
         yield lambda temperature=1, top_k=0, top_p=1: session.run(
             token, dict(zip(options.values(), [temperature, top_k, top_p]))).tolist()
 
@@ -523,7 +525,8 @@ def graph_tokens(rows):
 def test_the_first_of_equals_is_the_likeliest():
     logits = np.zeros([2, 9], np.float32)
     logits[1, 3:5] = 1
-    assert lite_logits.sample_token(logits, None, GREEDY).tolist() == [0, 3]
+    processed = lite_logits.process_logits(logits, GREEDY)
+    assert lite_logits.sample_token(processed, None, GREEDY).tolist() == [0, 3]
 
 
 @pytest.mark.pure

@@ -423,15 +423,16 @@ def test_the_grid_has_one_size_everywhere(n_vocab, side):
 
 # ---- temperature, top-k and top-p, in every form -------------------------------------------------
 
-def choose_tokens(logits, u, **options):
+def choose_tokens(logits, u, temperature=1, **filters):
     """Return the logits to draw from, and the tokens."""
-    return sample.process_logits(logits, **options), sample.sample_token(logits, u, **options)
+    processed = sample.process_logits(logits, temperature, **filters)
+    return processed, sample.sample_token(processed, u, temperature)
 
 
-def choose_and_score(logits, u, **options):
+def choose_and_score(logits, u, temperature=1, **filters):
     """Return the logits to draw from, the tokens, and their log probabilities."""
-    processed, token = choose_tokens(logits, u, **options)
-    return processed, token, sample.token_logprobs(logits, logits, token, **options)
+    processed, token = choose_tokens(logits, u, temperature, **filters)
+    return processed, token, sample.token_logprobs(logits, processed, token, temperature)
 
 
 SETTINGS_OF_ROWS = [
@@ -497,8 +498,10 @@ def test_a_number_a_scalar_tensor_and_a_row_give_the_same_bits(run, rows, by_row
         forms.append((choose_and_score, numbers))
     elif setting in AS_NUMBERS:
         forms.append((choose_tokens, numbers))
+    drawn = slice(setting[0] == 0, None)  # at temperature 0, nothing is drawn from the logits
     for function, alone in forms:
-        for found, expected in zip(run(function, logits[these], u[these], **alone), by_row):
+        results = run(function, logits[these], u[these], **alone)
+        for found, expected in zip(results[drawn], by_row[drawn]):
             assert np.array_equal(found, expected[these])
 
 
@@ -526,8 +529,7 @@ def operations(**options):
     """Return the types of the operations that choosing a token takes in a graph."""
     with tf.Graph().as_default() as graph:
         logits = tf.placeholder(tf.float32, [None, 30])
-        token = sample.sample_token(logits, tf.placeholder(tf.float32, [None, 12]), **options)
-        sample.token_logprobs(logits, logits, token, **options)
+        choose_and_score(logits, tf.placeholder(tf.float32, [None, 12]), **options)
         return [operation.type for operation in graph.get_operations()]
 
 
@@ -555,7 +557,7 @@ def test_a_tensor_that_switches_a_step_off_executes_nothing_of_it():
         logits = tf.constant(np.random.RandomState(0).randn(3, 30).astype(np.float32))
         options = {'temperature': tf.placeholder(tf.float32, [None]),
                    'top_k': tf.placeholder(tf.int32, []), 'top_p': tf.placeholder(tf.float32, [])}
-        token = sample.sample_token(logits, tf.fill([3, 12], 0.5), **options)
+        _, token = choose_tokens(logits, tf.fill([3, 12], 0.5), **options)
 
         def executed(*values):
             """Return how often the selection by digits, softmax and the draw were executed."""
@@ -581,7 +583,7 @@ def test_temperature_0_takes_the_likeliest_and_the_first_of_equals(run):
     u = uniforms(0, [0], 300, 257)[0]
     expected = [reference.best_and_gap(row)[0] for row in np.float32(logits)]
     for temperature in [0, np.array(0), np.zeros(300)]:
-        tokens = run(sample.sample_token, logits, u, temperature=temperature, top_k=3)
+        _, tokens = run(choose_tokens, logits, u, temperature=temperature, top_k=3)
         assert tokens.dtype == np.int32
         assert tokens.tolist() == expected
 
@@ -590,8 +592,8 @@ def test_a_tiny_temperature_chooses_among_equals_alone(run):
     logits = np.random.RandomState(0).randn(300, 257)
     logits[:, [7, 30]] = 9
     u = uniforms(0, [0], 300, 257)[0]
-    counts = np.bincount(run(sample.sample_token, logits, u, temperature=np.array(1e-6)),
-                         minlength=257)
+    _, tokens = run(choose_tokens, logits, u, temperature=np.array(1e-6))
+    counts = np.bincount(tokens, minlength=257)
     assert counts[7] + counts[30] == 300 and min(counts[7], counts[30]) > 100
 
 
@@ -601,7 +603,7 @@ def test_a_temperature_that_float32_cannot_hold(run, temperature):
     u = uniforms(0, [0], 20, 257)[0]
     number = [temperature] if temperature == 1e-50 else []
     for form in [np.array(temperature), np.full(20, temperature), *number]:
-        tokens = run(sample.sample_token, logits, u, temperature=form)
+        _, tokens = run(choose_tokens, logits, u, temperature=form)
         assert tokens.tolist() == logits.argmax(axis=1).tolist()
 
 
@@ -614,7 +616,7 @@ def test_frequencies_of_tokens_are_the_exact_probabilities(run, warping):
     options = {name: np.array(value) for name, value in
                {'temperature': 1., 'top_k': 0, 'top_p': 1., **warping}.items()}
     tokens = np.concatenate([
-        run(sample.sample_token, np.tile(logits, [len(u), 1]), u, **options)
+        run(choose_tokens, np.tile(logits, [len(u), 1]), u, **options)[1]
         for u in np.split(uniforms(2, [0], n, 40)[0], 10)])
     counts = np.bincount(tokens, minlength=40)
     probabilities = reference.warp(logits, **warping)

@@ -79,11 +79,12 @@ class LiteDecoder(Decoder):
             logits = self._logits(x, a)
             if not np.isfinite(logits.sum()):
                 raise checkpoint.non_finite_error(self.model_dir)
-            penalized = lite_logits.penalize(logits, self._texts, options)
+            processed = lite_logits.process_logits(
+                lite_logits.penalize(logits, self._texts, options), options)
             token = lite_logits.sample_token(
-                penalized, None if options.greedy else uniforms[:, len(tokens)], options)
+                processed, None if options.greedy else uniforms[:, len(tokens)], options)
             if logprobs:
-                scores.append((lite_logits.token_logprobs(logits, penalized, token, options),
+                scores.append((lite_logits.token_logprobs(logits, processed, token, options),
                                *lite_logits.top_logprobs(logits, n_top)))
             if stop_token is not None:
                 token = np.where(self._done, stop_token, token)

@@ -30,15 +30,13 @@ def penalize(logits, texts, options):
     return logits
 
 
-def sample_token(logits, uniforms, options):
-    """Choose the next token of each row, with uniforms [B, 2R]: float32 [B, V] -> int [B]."""
-    if options.greedy:
-        return logits.argmax(axis=-1)
-    return gumbel_sample(process_logits(logits, options), uniforms)
-
-
 def process_logits(logits, options):
-    """Return the weights to draw from: float32 [B, V] -> [B, R^2], padded with zeros."""
+    """Return the weights to draw from: float32 [B, V] -> [B, R^2], padded with zeros.
+
+    At temperature 0 there is nothing to draw: the logits are returned.
+    """
+    if options.greedy:
+        return logits
     weights = softmax_weights(logits, options.temperature)
     for row in weights[:, :logits.shape[-1]]:
         if options.top_k > 0:
@@ -105,6 +103,11 @@ def most_typical(weights, p):
     return distance <= distance[order[min(n_below, likely.sum() - 1)]]
 
 
+def sample_token(processed, uniforms, options):
+    """Choose the next token of each row, with uniforms [B, 2R]: `process_logits`' -> int [B]."""
+    return processed.argmax(axis=-1) if options.greedy else gumbel_sample(processed, uniforms)
+
+
 def gumbel_sample(weights, uniforms):
     """Draw one token of each row, as `sample.gumbel_sample`: float32 [B, R^2] -> int [B]."""
     n_batch, side = len(weights), uniforms.shape[-1] // 2
@@ -117,15 +120,15 @@ def gumbel_sample(weights, uniforms):
     return row * side + column
 
 
-def token_logprobs(logits, penalized, token, options):
-    """As `sample.token_logprobs`: float32 [B, V] twice, tokens int [B] -> float32 [B, 2]."""
+def token_logprobs(logits, processed, token, options):
+    """As `sample.token_logprobs`: float32 [B, V], `process_logits`', int [B] -> float32 [B, 2]."""
     chosen = np.arange(len(token)), token
     own = logits[chosen] - logits.max(axis=-1)
     own -= np.log(softmax_weights(logits).sum(axis=-1))
     if options.greedy:
         return np.stack([own, np.zeros_like(own)], axis=-1)
-    weights = process_logits(penalized, options)
-    return np.stack([own, np.log(weights[chosen] / weights.sum(axis=-1))], axis=-1)
+    drawn = np.log(processed[chosen] / processed.sum(axis=-1))
+    return np.stack([own, drawn], axis=-1)
 
 
 def top_logprobs(logits, n):
