@@ -14,7 +14,7 @@ import pytest
 
 import evaluate
 import reference
-from gpt2.cluster import chief, link, samples, scores, worker
+from gpt2.cluster import chief, link, samples, scores, server, worker
 from gpt2.cluster.leases import WINDOW, Leases
 from gpt2.errors import UserError
 from gpt2.evaluation.loglikelihood import Batch, Scorer
@@ -302,7 +302,7 @@ def test_a_chief_that_was_asleep_goes_on(model_dir, monkeypatch):
         def first_late(*args, **options):
             if name in late:
                 late.remove(name)
-                raise link.LateError
+                raise server.LateError
             return call(*args, **options)
 
         setattr(queues, name, first_late)

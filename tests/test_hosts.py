@@ -15,8 +15,8 @@ import pytest
 import train
 from gpt2 import runtime
 from gpt2.cluster import meeting
-from gpt2.cluster.board import LostError
 from gpt2.cluster.hosts import Hosts, from_environment
+from gpt2.cluster.server import LostError
 from gpt2.errors import UserError
 from gpt2.model_dir import open_model_dir
 from gpt2.training.options import ComputeOptions, TrainingOptions

@@ -7,13 +7,10 @@ one, so nothing is lost when a call fails, or when a host is started anew.
 import json
 
 from gpt2 import files, runtime
+from gpt2.cluster.server import Client, EndedError, LostError
 
 JOB = 'worker'  # that all hosts are tasks of
 TIMEOUT = 3  # seconds, for calls that should be answered at once
-
-
-class LostError(Exception):
-    """The chief's server does not answer."""
 
 
 class Board:
@@ -21,9 +18,8 @@ class Board:
 
     def __init__(self, target, n, index):
         tf = runtime.import_tensorflow()
-        self._target, self._session, self._is_clear = target, None, index > 0
-        self._graph = tf.Graph()
-        with self._graph.as_default(), tf.device(f'/job:{JOB}/task:0/cpu:0'):
+        self._is_clear = index > 0
+        with tf.Graph().as_default() as graph, tf.device(f'/job:{JOB}/task:0/cpu:0'):
             notes = [tf.raw_ops.VarHandleOp(dtype=tf.string, shape=[], shared_name=f'note-{i}')
                      for i in range(n)]
             self._note = tf.placeholder(tf.string, [])
@@ -36,28 +32,19 @@ class Board:
                 self._read = [tf.raw_ops.ReadVariableOp(resource=variable, dtype=tf.string)
                               for variable in (notes[:1] if index else notes)]
 
+        # Without the filter, the session would wait until all hosts are there.
+        self._client = Client(target, graph, TIMEOUT, [f'/job:{JOB}/task:0'])
+
     def exchange(self, note):
         """Write this host's note, a dict; return those to read, in order. Raises LostError.
 
         The chief makes all notes empty first; until then nothing can be read.
         """
-        if not self._is_clear:
-            self._run(self._clear, '{}')
-            self._is_clear = True
         try:
-            return [files.parse_object(text) for text in self._run(self._read, json.dumps(note))]
-        except ValueError:  # of somebody else
-            raise LostError
-
-    def _run(self, fetches, text):
-        tf = runtime.import_tensorflow()
-        try:
-            if self._session is None:
-                # Without the filter, the session would wait until all hosts are there.
-                self._session = tf.Session(self._target, self._graph, config=tf.ConfigProto(
-                    operation_timeout_in_ms=1000 * TIMEOUT, device_filters=[f'/job:{JOB}/task:0']))
-            return self._session.run(fetches, {self._note: text},
-                                     options=tf.RunOptions(timeout_in_ms=1000 * TIMEOUT))
-        except tf.errors.OpError:
-            self._session = None
+            if not self._is_clear:
+                self._client.run(self._clear, {self._note: '{}'})
+                self._is_clear = True
+            texts = self._client.run(self._read, {self._note: json.dumps(note)})
+            return [files.parse_object(text) for text in texts]
+        except (EndedError, ValueError):  # a note of somebody else
             raise LostError

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gpt2 import runtime
 from gpt2.cli import printable
-from gpt2.cluster import link, worker
+from gpt2.cluster import link, server, worker
 from gpt2.cluster.leases import Leases
 from gpt2.errors import UserError
 
@@ -45,7 +45,7 @@ def closing(queues):
     try:
         yield
     finally:
-        with contextlib.suppress(link.LostError):
+        with contextlib.suppress(server.LostError):
             queues.close()
             time.sleep(LINGER)
 
@@ -89,7 +89,7 @@ class Chief:
             try:
                 self._offer(time.monotonic())
                 reports = self._link.hear(ROUND_SECONDS)
-            except link.LateError:  # this machine was asleep, or is very busy
+            except server.LateError:  # this machine was asleep, or is very busy
                 continue
             if any([self._hear(report, time.monotonic()) for report in reports]):
                 yield self._leases.ready()

@@ -14,6 +14,7 @@ from gpt2.cluster import server
 
 N_LEASES = 32  # that wait in the queue for a worker
 N_REPORTS = 1000
+N_THREADS = 2  # that make calls: a worker's own, and its reporter's
 TIMEOUT = 5  # seconds, for calls that should be answered at once
 
 
@@ -34,18 +35,6 @@ def as_indices(values):
     return values
 
 
-class LostError(Exception):
-    """The chief does not answer."""
-
-
-class LateError(LostError):
-    """A call has not been answered in time."""
-
-
-class EndedError(Exception):
-    """The chief has ended."""
-
-
 def start_server(port):
     """Start the server of a chief; return what a Link to it takes. Raises UserError."""
     tf = runtime.import_tensorflow()
@@ -56,16 +45,14 @@ def start_server(port):
 class Link:
     """The queues of the chief at a target such as 'grpc://host:port'.
 
-    Its methods raise LostError if the chief does not answer; a later call connects again. They
-    raise EndedError once it has closed the queues.
+    Its methods raise server.LostError if the chief does not answer; a later call connects again.
+    They raise server.EndedError once it has closed the queues.
     """
 
     def __init__(self, target):
         tf = runtime.import_tensorflow()
-        self._target, self._session = target, None
-        self._threads = ThreadPoolExecutor(2)  # the worker's own, and its reporter's
-        self._graph = tf.Graph()
-        with self._graph.as_default(), tf.device('/job:chief/task:0/cpu:0'):
+        self._threads = ThreadPoolExecutor(N_THREADS)
+        with tf.Graph().as_default() as graph, tf.device('/job:chief/task:0/cpu:0'):
             leases = tf.FIFOQueue(N_LEASES, tf.string, [[]], shared_name='leases')
             reports = tf.FIFOQueue(N_REPORTS, tf.string, [[]], shared_name='reports')
             subject = tf.raw_ops.VarHandleOp(dtype=tf.string, shape=[], shared_name='subject')
@@ -78,6 +65,7 @@ class Link:
             self._report, self._n_reports = reports.enqueue(self._message), reports.size()
             self._hear = reports.dequeue_many(self._n)
             self._close = leases.close(), reports.close()
+        self._client = server.Client(target, graph, TIMEOUT)
 
     # The chief's side.
 
@@ -116,7 +104,7 @@ class Link:
         """Return the next lease, bytes, or None if there is none for so many seconds."""
         try:
             return self._run(self._take, {}, timeout)
-        except LateError:
+        except server.LateError:
             return None
 
     def report(self, report):
@@ -128,20 +116,4 @@ class Link:
 
     def _run(self, fetches, feeds=None, timeout=None):
         # In another thread: Ctrl-C, while TensorFlow makes an exception, would crash it.
-        return self._threads.submit(self._call, fetches, feeds, timeout).result()
-
-    def _call(self, fetches, feeds, timeout):
-        tf = runtime.import_tensorflow()
-        try:
-            if self._session is None:
-                self._session = tf.Session(self._target, self._graph, config=tf.ConfigProto(
-                    operation_timeout_in_ms=int(1000 * TIMEOUT)))
-            return self._session.run(fetches, feeds, options=tf.RunOptions(
-                timeout_in_ms=int(1000 * (timeout or TIMEOUT))))
-        except (tf.errors.OutOfRangeError, tf.errors.CancelledError):
-            raise EndedError
-        except tf.errors.DeadlineExceededError:
-            raise LateError
-        except tf.errors.OpError:
-            self._session = None
-            raise LostError
+        return self._threads.submit(self._client.run, fetches, feeds, timeout).result()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gpt2 import cli, runtime
 from gpt2.cluster import server
-from gpt2.cluster.board import JOB, Board, LostError
+from gpt2.cluster.board import JOB, Board
 from gpt2.cluster.subject import differences
 from gpt2.errors import UserError
 
@@ -190,7 +190,7 @@ class Meeting:
         """Exchange notes, and end the process if another host is lost, or has ended."""
         for beat in itertools.count():
             is_last = self._closing.wait(BEAT)
-            with contextlib.suppress(LostError):
+            with contextlib.suppress(server.LostError):
                 notes = self._board.exchange(dict(self._note, beat=beat))
                 for index, peer in self._peers.items():
                     peer.hear(notes[index])
@@ -211,7 +211,7 @@ class Meeting:
     def _end(self, problem):
         """End the process with a line, whatever the main thread is doing."""
         if self._hosts.is_chief:
-            with contextlib.suppress(LostError):
+            with contextlib.suppress(server.LostError):
                 self._board.exchange(dict(self._note, problem=problem))
         with tqdm.external_write_mode(sys.stderr), contextlib.suppress(SystemExit):
             cli.fail(f'{problem}; start all hosts again with --resume', 1)

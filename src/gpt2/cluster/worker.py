@@ -9,7 +9,7 @@ import threading
 import time
 
 from gpt2 import cli, files, runtime
-from gpt2.cluster import link, samples, scores
+from gpt2.cluster import link, samples, scores, server
 from gpt2.errors import UserError
 
 WAIT = 120  # seconds until a chief that does not answer is given up
@@ -21,13 +21,13 @@ MAKERS = {'samples': samples.Maker, 'scores': scores.Maker}  # by the kinds of w
 def work(address, models_dir):
     """Work for the chief at HOST:PORT until it has ended. Raises UserError."""
     chief, worker = link.Link('grpc://' + address), None
-    with contextlib.suppress(link.EndedError):
+    with contextlib.suppress(server.EndedError):
         while True:
             subject = wait_for_subject(chief, address)
             if worker is None or worker.digest != link.digest(subject):
                 worker = None  # whose memory the next one may need
                 worker = open_worker(chief, subject, models_dir)
-            with contextlib.suppress(link.LostError):
+            with contextlib.suppress(server.LostError):
                 worker.work()
 
 
@@ -46,7 +46,7 @@ def wait_for_subject(chief, address):
     while True:
         try:
             return chief.subject()
-        except link.LostError:
+        except server.LostError:
             if time.monotonic() - start > WAIT:
                 raise UserError(f'no chief answers at {address}; start it with --serve, and check '
                                 'the address')
@@ -64,7 +64,7 @@ def open_worker(chief, subject, models_dir):
     try:
         return Worker(chief, subject, models_dir)
     except UserError as error:
-        with contextlib.suppress(link.LostError):
+        with contextlib.suppress(server.LostError):
             chief.report(report(link.digest(subject), note=f'cannot work: {error}'[:200]))
         raise
 
@@ -160,7 +160,7 @@ class Reporter:
                     del self._held[item.index]
                     self._finished.append(self._encode(item))
         if self._ended:
-            raise link.EndedError
+            raise server.EndedError
 
     def _run(self):
         while not self._leaving.wait(REPORT_SECONDS):
@@ -177,7 +177,7 @@ class Reporter:
             self._chief.report(message)
             with self._lock:
                 del self._finished[:len(finished)]
-        except link.LostError:
+        except server.LostError:
             pass  # it may come back
-        except link.EndedError:
+        except server.EndedError:
             self._ended = True
