@@ -396,8 +396,7 @@ def callback():
 def command():
     '''Be interrupted.'''
     callback()
-    for _ in range(1000):
-        time.sleep(0.01)
+    time.sleep(50)
 
 cli.run(command, argv=[])
 """

@@ -123,8 +123,16 @@ def raised_again(error_type):
     """Return whether Ctrl-C is the cause of an error; if so, raise KeyboardInterrupt soon."""
     if not issubclass(error_type, KeyboardInterrupt) and not was_interrupted():
         return False
-    threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would come in here
+    threading.Timer(0.01, raise_sigint).start()  # at once, it would come in here
     return True
+
+
+def raise_sigint():
+    """Let the main thread receive Ctrl-C, also while it waits for something."""
+    if hasattr(signal, 'pthread_kill'):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    else:  # Windows
+        _thread.interrupt_main()
 
 
 def open_streams():
