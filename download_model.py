@@ -6,8 +6,8 @@ stopped. Files that are complete are not downloaded again. A model is complete w
 `checkpoint` exists: it is written last, and removed first when another file must be replaced.
 """
 
+import _signal as signal  # without the imports of `signal`, in which Ctrl-C would be a traceback
 import os
-import signal
 import sys
 
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
