@@ -378,6 +378,28 @@ cli.run(command, argv=[])
     assert (done.returncode, done.stdout, done.stderr) == (130, b'', b'')
 
 
+@pytest.mark.skipif(sys.version_info < (3, 8), reason='Python 3.7 has no sys.unraisablehook')
+def test_after_ctrl_c_the_destructor_of_something_half_made_is_silent():
+    code = """
+from gpt2 import cli
+
+class HalfMade:
+    def __del__(self):
+        raise AttributeError('it lacks a part')
+
+half_made = HalfMade()  # which lives until Python ends
+
+def command():
+    '''Be interrupted.'''
+    cli.interrupt(None, None)
+
+cli.run(command, argv=[])
+"""
+    done = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(SRC)),
+                          capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b'', b'')
+
+
 @pytest.mark.parametrize('error', ['KeyboardInterrupt', 'SystemError'])
 def test_ctrl_c_that_a_c_function_prints_is_not_lost(error):
     code = f"""

@@ -98,11 +98,13 @@ def catch_sigint(catch):
 
     A process that ignores Ctrl-C, as nohup starts it, goes on ignoring it.
     """
-    interrupts.clear()
+    if catch:
+        interrupts.clear()
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler, interrupt):
         signal.signal(signal.SIGINT, interrupt if catch else signal.SIG_DFL)
     # Where it cannot be raised, in a destructor say, Python would print it (from 3.8); so does
-    # TensorFlow, in some of its types.
+    # TensorFlow, in some of its types. After Ctrl-C the destructors of what is half made may fail.
+    catch = catch or was_interrupted()
     sys.unraisablehook = show_unraisable if catch else getattr(sys, '__unraisablehook__', None)
     sys.excepthook = show_error if catch else sys.__excepthook__
 
@@ -123,7 +125,8 @@ def raised_again(error_type):
     """Return whether Ctrl-C is the cause of an error; if so, raise KeyboardInterrupt soon."""
     if not issubclass(error_type, KeyboardInterrupt) and not was_interrupted():
         return False
-    threading.Timer(0.01, raise_sigint).start()  # at once, it would come in here
+    if signal.getsignal(signal.SIGINT) is interrupt:  # else the process is ending already
+        threading.Timer(0.01, raise_sigint).start()  # at once, it would come in here
     return True
 
 
