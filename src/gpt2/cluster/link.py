@@ -14,7 +14,7 @@ from gpt2.cluster import server
 
 N_LEASES = 32  # that wait in the queue for a worker
 N_REPORTS = 1000
-N_THREADS = 3  # that make calls: a worker's own, its reporter's, and the one that takes leases
+N_THREADS = 2  # that make calls: a worker's own, and its reporter's
 TIMEOUT = 5  # seconds, for calls that should be answered at once
 
 

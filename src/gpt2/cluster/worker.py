@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from gpt2 import cli, files, runtime
 from gpt2.cluster import link, samples, scores, server
@@ -105,21 +104,11 @@ class Worker:
                         reporter.add(items)
 
     def _items(self, lease, reporter):
-        """Yield the items of a lease, and then of others as long as there are some.
-
-        The next lease is taken meanwhile, so that the model need not wait for the network.
-        """
-        def take():
-            following = self._take(0.3)
-            reporter.hold(item.index for item in following or ())
-            return following
-
-        reporter.hold(item.index for item in lease)
-        with ThreadPoolExecutor(1) as thread:
-            while lease:
-                following = thread.submit(take)
-                yield from lease
-                lease = following.result() or take()
+        """Yield the items of a lease, and then of others as long as there are some."""
+        while lease:
+            reporter.hold(item.index for item in lease)
+            yield from lease
+            lease = self._take(0.3)
 
     def _take(self, timeout):
         """Return a lease, a list of items, or None if none comes for so many seconds."""
