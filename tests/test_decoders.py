@@ -517,9 +517,10 @@ def test_both_decoders_make_the_same_texts_of_the_model_in_the_project(released)
 
 
 @pytest.mark.skipif(IS_TF1, reason='TensorFlow 1 has one engine')
-def test_int8_stays_close_to_float32(released):
+@pytest.mark.parametrize('dtype, bound', [('int8', 0.01), ('int4', 0.05)])
+def test_few_bits_stay_close_to_float32(released, dtype, bound):
     """Mean KL divergence of the next tokens along a text of the model, and its loss."""
-    exact, close = released.decoders['lite'], open_decoder(released.opened, 'lite', 'int8')
+    exact, close = released.decoders['lite'], open_decoder(released.opened, 'lite', dtype)
     text = [released.opened.encoder.end_of_text]
     text += decode(exact, [text], uniforms(11, [0], 200), PLAIN)[0].tolist()
 
@@ -533,6 +534,6 @@ def test_int8_stays_close_to_float32(released):
 
     exact, close = map(log_probabilities, (exact, close))
     divergence = (np.exp(exact) * (exact - close)).sum(axis=1).mean()
-    assert 0 < divergence < 0.01
+    assert 0 < divergence < bound
     chosen = np.arange(200), text[1:]
-    assert abs(exact[chosen].mean() - close[chosen].mean()) < 0.01
+    assert abs(exact[chosen].mean() - close[chosen].mean()) < bound

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 import model
 from gpt2 import checkpoint
+from gpt2.errors import UserError
+from gpt2.lite import int4
 from gpt2.model_dir import weights_prefix
 
 SLICE_BYTES = 40e6  # of float32 output weights to convert at a time
@@ -24,9 +26,13 @@ SLICE_BYTES = 40e6  # of float32 output weights to convert at a time
 def export(model_dir, dtype, folder):
     """Write the embeddings and all subgraphs of a ModelDir into a folder.
 
-    `dtype` is that of the weights, 'float32' or 'int8'. Raises ModelError if they are damaged.
+    `dtype` is that of the weights, 'float32', 'int8' or 'int4'. Raises ModelError if they are
+    damaged, and UserError if they are not wide enough for blocks of int4.
     """
     hparams = model_dir.hparams
+    if dtype == 'int4' and hparams.n_embd % int4.BLOCK:
+        raise UserError(f'int4 needs a width, n_embd, that is a multiple of {int4.BLOCK}, and this '
+                        f'model has {hparams.n_embd}; use int8')
     read = checkpoint.open_weights(weights_prefix(model_dir.path), hparams)
     for name in ('wte', 'wpe'):
         np.save(os.path.join(folder, name), read(f'model/{name}'))
@@ -35,8 +41,10 @@ def export(model_dir, dtype, folder):
     with tqdm(total=hparams.n_layer + 1 + len(slices), unit='part', disable=None,
               desc=f'converting to {dtype}') as progress:
         for name, subgraph in subgraphs(hparams, read, slices):
+            # The output layer, which chooses the token, is never coarser than int8.
+            subgraph_dtype = 'int8' if dtype == 'int4' and name.startswith('head') else dtype
             with open(os.path.join(folder, f'{name}.tflite'), 'wb') as file:
-                file.write(convert(hparams.n_embd, dtype, **subgraph))
+                file.write(convert(hparams.n_embd, subgraph_dtype, **subgraph))
             progress.update()
 
 
@@ -90,4 +98,5 @@ def convert(n_embd, dtype, build, n_inputs, read):
         converter = tf.lite.TFLiteConverter.from_session(session, inputs, outputs)
         if dtype == 'int8':  # of the weights; each output channel has a scale of its own
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        return converter.convert()
+        data = converter.convert()
+        return int4.rewrite(data) if dtype == 'int4' else data

@@ -12,8 +12,9 @@ def open_decoder(model_dir, engine='auto', dtype='float32'):
 
     Args:
       engine: 'graph'; 'lite', which converts the weights first if need be; or 'auto': 'lite' if
-        float32 weights are converted and there is no GPU, or if dtype is 'int8', else 'graph'.
-      dtype: of the weights, 'float32', or 'int8' for the lite engine only.
+        float32 weights are converted and there is no GPU, or if dtype is 'int8' or 'int4', else
+        'graph'.
+      dtype: of the weights, 'float32', or 'int8' or 'int4' for the lite engine only.
 
     Raises UserError if the lite engine is asked for on TensorFlow 1, or the converted weights
     cannot be written, and ModelError if the weights cannot be read.
@@ -40,7 +41,7 @@ def choose_engine(model_dir, engine, dtype):
 
 def prefers_lite(model_dir, dtype):
     """Return whether 'auto' means the lite engine."""
-    return dtype == 'int8' or (
+    return dtype != 'float32' or (
         not runtime.is_tensorflow_1()
         and any(map(os.path.isdir, converted.converted_folders(model_dir.path, dtype)))
         and not runtime.has_gpu())

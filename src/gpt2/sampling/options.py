@@ -103,15 +103,15 @@ class EngineOptions(Options):
 
     engine: str = option('auto', choice('auto', 'graph', 'lite'), 'graph: TensorFlow; lite: a '
                          'faster one for CPUs, which converts the weights at its first run; auto: '
-                         'lite for int8, or where the weights are converted and there is no GPU; '
-                         'else graph')
-    dtype: str = option('float32', choice('float32', 'int8'), 'the type of the weights; int8, for '
-                        'the lite engine, is smaller, faster and a little less exact')
+                         'lite for int8 and int4, or where the weights are converted and there is '
+                         'no GPU; else graph')
+    dtype: str = option('float32', choice('float32', 'int8', 'int4'), 'the type of the weights; '
+                        'int8 and int4, for the lite engine, are smaller, faster and less exact')
 
     def __post_init__(self):
         super().__post_init__()
-        if self.engine == 'graph' and self.dtype == 'int8':
-            raise OptionError('dtype', 'int8 is for the lite engine; use engine lite')
+        if self.engine == 'graph' and self.dtype != 'float32':
+            raise OptionError('dtype', f'{self.dtype} is for the lite engine; use engine lite')
 
 
 @dataclasses.dataclass(frozen=True)
