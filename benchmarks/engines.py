@@ -325,6 +325,7 @@ PROJECT = {
     'graph': project_engine('graph f32', 4, engine='graph', dtype='float32'),
     'lite-f32': project_engine('lite f32', 4, engine='lite', dtype='float32'),
     'lite-int8': project_engine('lite int8', 1, engine='lite', dtype='int8'),
+    'lite-int4': project_engine('lite int4', 18 / 32, engine='lite', dtype='int4'),
 }
 PEERS = {
     'torch-f32': Engine('transformers f32', ['transformers', 'torch'], 4, write_transformers,
@@ -342,6 +343,9 @@ PEERS = {
                         functools.partial(load_llama, cache='F32')),
     'llama-q8': Engine('llama.cpp q8_0', ['llama_cpp', 'gguf'], 34 / 32,
                        functools.partial(write_gguf, dtype='Q8_0'),
+                       functools.partial(load_llama, cache='F16')),
+    'llama-q4': Engine('llama.cpp q4_0', ['llama_cpp', 'gguf'], 18 / 32,
+                       functools.partial(write_gguf, dtype='Q4_0'),
                        functools.partial(load_llama, cache='F16')),
 }
 OURS = tuple(PROJECT)

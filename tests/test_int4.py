@@ -22,7 +22,7 @@ N_IN, N_OUT = 128, 96
 
 @pytest.fixture(scope='module')
 def weights():
-    """Weights float32 [O, I] of different sizes, a block of zeros and one of tiny ones among them."""
+    """Weights float32 [O, I] of different sizes, with a block of zeros and one of tiny ones."""
     random = np.random.RandomState(0)
     weights = random.randn(N_OUT, N_IN) * random.lognormal(size=[N_OUT, 1]) / 50
     weights[3, :32] = 0
