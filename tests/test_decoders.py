@@ -15,6 +15,7 @@ import model
 import reference
 import small_model
 from gpt2 import checkpoint
+from gpt2.errors import ModelError
 from gpt2.model_dir import open_model_dir
 from gpt2.sampling import batching, decoder, graph
 from gpt2.sampling.engines import open_decoder
@@ -65,15 +66,20 @@ def either(request, decoders):
     return decoders[request.param]
 
 
-def decode(one, prompts, numbers, options=WARPED, chunks=None, **more):
-    """Start a batch and decode it in chunks; return the tokens [B, N]."""
+def start(one, prompts):
+    """Start a batch of prompts on a decoder."""
     one.reset(len(prompts))
     for row, prompt in enumerate(prompts):
         one.prefill([row], prompt)
-    pieces, start = [], 0
+
+
+def decode(one, prompts, numbers, options=WARPED, chunks=None, **more):
+    """Start a batch and decode it in chunks; return the tokens [B, N]."""
+    start(one, prompts)
+    pieces, first = [], 0
     for chunk in chunks or [numbers.shape[1]]:
-        pieces.append(one.decode(chunk, options, numbers[:, start:start + chunk], **more)[0])
-        start += chunk
+        pieces.append(one.decode(chunk, options, numbers[:, first:first + chunk], **more)[0])
+        first += chunk
     return np.concatenate(pieces, axis=1)
 
 
@@ -537,3 +543,42 @@ def test_few_bits_stay_close_to_float32(released, dtype, bound):
     assert 0 < divergence < bound
     chosen = np.arange(200), text[1:]
     assert abs(exact[chosen].mean() - close[chosen].mean()) < bound
+
+
+@pytest.fixture(scope='module')
+def released_logits(released):
+    """A function from ids to the float64 logits after the last, by the reference."""
+    reader = tf.train.load_checkpoint(os.path.join(released.opened.path, 'model.ckpt'))
+    weights = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+    return lambda tokens: reference.forward(weights, vars(released.opened.hparams), tokens)[-1]
+
+
+@pytest.mark.parametrize('dtype, bound', [('bfloat16', 2e-2), ('float16', 3e-3)])
+def test_matrices_in_two_bytes(released, released_logits, dtype, bound):
+    """A greedy text of 64 tokens, and all log probabilities along it, by the graph."""
+    close, n_vocab = open_decoder(released.opened, 'graph', dtype), released.opened.hparams.n_vocab
+    prompt = released.opened.encoder.encode('First Citizen:')
+    start(close, [prompt])
+    tokens, scores = close.decode(64, GREEDY, logprobs=True, n_top=n_vocab)
+    weights = close._session.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)
+    assert {weight.dtype.base_dtype.name for weight in weights} == {'float32', dtype}
+    for step, token in enumerate(tokens[0]):
+        exact = np.log(reference.softmax(released_logits(prompt + tokens[0, :step].tolist())))
+        found = np.zeros(n_vocab)
+        found[scores.top_tokens[0, step]] = scores.top_logprobs[0, step]
+        error = np.abs(found - exact).max()
+        assert error < bound * np.abs(exact).max()
+        assert token == exact.argmax() or exact.max() - exact[token] < 2 * error
+    close.close()
+
+
+def test_numbers_that_do_not_fit_float16(tmp_path):
+    large = SmallModel()
+    large.weights['model/h0/mlp/c_fc/w'] *= np.float32(1e7)
+    opened = large.write(tmp_path / 'large')
+    close, narrow = (open_decoder(opened, 'graph', dtype) for dtype in ('bfloat16', 'float16'))
+    start(close, [[1]])
+    close.decode(1, GREEDY)
+    start(narrow, [[1]])
+    with pytest.raises(ModelError, match='use bfloat16 or float32'):
+        narrow.decode(1, GREEDY)

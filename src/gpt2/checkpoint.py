@@ -20,16 +20,22 @@ def model_weights():
 def restore(session, directory):
     """Restore the weights of the graph's model into a session. No initializer needs to run.
 
-    Raises ModelError if the checkpoint lacks a weight, has it in another shape, or is damaged.
+    They are cast to the types of the variables. Raises ModelError if the checkpoint lacks a weight, has it in another shape, or is damaged.
     """
     tf = runtime.import_tensorflow()
     prefix = model_dir.weights_prefix(directory)
     weights = model_weights()
-    runtime.require_memory(sum(weight.shape.num_elements() for weight in weights) * 4)
+    runtime.require_memory(sum(weight.shape.num_elements() * weight.dtype.size
+                               for weight in weights))
     with translate_errors(prefix):
-        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
-        check_shapes(prefix, shapes, {weight.op.name: weight.shape.as_list() for weight in weights})
-        tf.train.Saver(weights).restore(session, prefix)
+        reader = tf.train.load_checkpoint(prefix)
+        check_shapes(prefix, reader.get_variable_to_shape_map(),
+                     {weight.op.name: weight.shape.as_list() for weight in weights})
+        exact = [weight for weight in weights if weight.dtype.base_dtype == tf.float32]
+        tf.train.Saver(exact).restore(session, prefix)
+        for weight in set(weights) - set(exact):  # one by one, to need less memory
+            session.run(weight.initializer, {weight.initial_value: reader.get_tensor(
+                weight.op.name).astype(weight.dtype.as_numpy_dtype)})
 
 
 def open_weights(prefix, hparams):
@@ -81,8 +87,11 @@ def is_finite(array):
     return bool(np.isfinite([array.min(), array.max()]).all())
 
 
-def non_finite_error(opened):
-    """Return the ModelError for a ModelDir whose logits are not finite; it names the place."""
+def non_finite_error(opened, dtype='float32'):
+    """Return the ModelError for a ModelDir whose logits are not finite; it names the place.
+
+    `dtype` is that of the matrices.
+    """
     tf = runtime.import_tensorflow()
     import model
     hparams, prefix = opened.hparams, model_dir.weights_prefix(opened.path)
@@ -97,6 +106,9 @@ def non_finite_error(opened):
         restore(session, opened.path)
         blocks = session.run(tf.get_collection('checkpoints'))
     places = [f'the output of block {i}' for i, h in enumerate(blocks) if not is_finite(h)]
+    if not places and dtype == 'float16':
+        return ModelError(f'{prefix}.*: the numbers of this model do not fit float16; use bfloat16 '
+                          'or float32')
     return ModelError(f'{prefix}.*: the weights are too large: {(places + ["a logit"])[0]} is not '
                       'finite; use other weights')
 

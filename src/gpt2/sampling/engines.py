@@ -5,6 +5,7 @@ import os
 from gpt2 import runtime
 from gpt2.errors import UserError
 from gpt2.lite import converted
+from gpt2.sampling.options import DTYPES
 
 
 def open_decoder(model_dir, engine='auto', dtype='float32'):
@@ -14,7 +15,7 @@ def open_decoder(model_dir, engine='auto', dtype='float32'):
       engine: 'graph'; 'lite', which converts the weights first if need be; or 'auto': 'lite' if
         float32 weights are converted and there is no GPU, or if dtype is 'int8' or 'int4', else
         'graph'.
-      dtype: of the weights, 'float32', or 'int8' or 'int4' for the lite engine only.
+      dtype: of the weights, one of `options.DTYPES`.
 
     Raises UserError if the lite engine is asked for on TensorFlow 1, or the converted weights
     cannot be written, and ModelError if the weights cannot be read.
@@ -22,7 +23,7 @@ def open_decoder(model_dir, engine='auto', dtype='float32'):
     if choose_engine(model_dir, engine, dtype) == 'graph':
         runtime.import_tensorflow()
         from gpt2.sampling.graph import GraphDecoder
-        return GraphDecoder.open(model_dir)
+        return GraphDecoder.open(model_dir, dtype)
     if runtime.is_tensorflow_1():
         raise UserError('the lite engine needs TensorFlow 2, and this is '
                         f'{runtime.tensorflow_version()}; use --engine graph and --dtype float32')
@@ -41,7 +42,7 @@ def choose_engine(model_dir, engine, dtype):
 
 def prefers_lite(model_dir, dtype):
     """Return whether 'auto' means the lite engine."""
-    return dtype != 'float32' or (
+    return DTYPES[dtype] == 'lite' or DTYPES[dtype] is None and (
         not runtime.is_tensorflow_1()
         and any(map(os.path.isdir, converted.converted_folders(model_dir.path, dtype)))
         and not runtime.has_gpu())

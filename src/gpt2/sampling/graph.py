@@ -18,18 +18,22 @@ class GraphDecoder(Decoder):
 
     engine = 'graph'
 
-    def __init__(self, session, model_dir):
-        """Add the graph to the session's. The caller restores the weights into the session."""
+    def __init__(self, session, model_dir, dtype='float32'):
+        """Add the graph to the session's. The caller restores the weights into the session.
+
+        `dtype` is that of the matrices and their products; all else is float32.
+        """
         super().__init__(model_dir)
-        self._session = session
+        self._session, self._dtype = session, dtype
         self._n_positions = 0  # that the cache has room for now
-        with session.graph.as_default():
+        with session.graph.as_default(), tf.variable_scope(
+                tf.get_variable_scope(), custom_getter=matrices_of(dtype)):
             self._build(self.hparams)
 
     @classmethod
-    def open(cls, model_dir):
+    def open(cls, model_dir, dtype='float32'):
         """Return a decoder in a graph of its own. Raises ModelError if weights cannot be read."""
-        decoder = cls(tf.Session(graph=tf.Graph()), model_dir)
+        decoder = cls(tf.Session(graph=tf.Graph()), model_dir, dtype)
         with decoder._session.graph.as_default():
             checkpoint.restore(decoder._session, model_dir.path)
         return decoder
@@ -116,7 +120,7 @@ class GraphDecoder(Decoder):
         except tf.errors.InvalidArgumentError as error:
             if sample.NOT_FINITE not in error.message:
                 raise
-            raise checkpoint.non_finite_error(self.model_dir)
+            raise checkpoint.non_finite_error(self.model_dir, self._dtype)
 
     def _make_room(self, n_positions):
         """Grow the cache, if need be, to n_positions or more. Raises MemoryError."""
@@ -129,6 +133,15 @@ class GraphDecoder(Decoder):
     def _rounded(self, n_positions):
         """Return a size for the cache, at least n_positions, so that it seldom has to grow."""
         return min(math.ceil(n_positions / CACHE_POSITIONS) * CACHE_POSITIONS, self.hparams.n_ctx)
+
+
+def matrices_of(dtype):
+    """Return a custom getter of variables that gives matrices a dtype."""
+    def get(getter, name, *args, **kwargs):
+        if name.endswith(('/w', '/wte')):
+            kwargs['dtype'] = tf.as_dtype(dtype)
+        return getter(name, *args, **kwargs)
+    return get
 
 
 def replace_rows(state, rows, prefilled, n_read):

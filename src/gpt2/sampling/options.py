@@ -97,6 +97,10 @@ class GenerationOptions(Options):
             self, seed=secrets.randbelow(2**32))
 
 
+# The engine that each type of weights is for; None if for both.
+DTYPES = {'float32': None, 'bfloat16': 'graph', 'float16': 'graph', 'int8': 'lite', 'int4': 'lite'}
+
+
 @dataclasses.dataclass(frozen=True)
 class EngineOptions(Options):
     """What runs the model."""
@@ -105,13 +109,16 @@ class EngineOptions(Options):
                          'faster one for CPUs, which converts the weights at its first run; auto: '
                          'lite for int8 and int4, or where the weights are converted and there is '
                          'no GPU; else graph')
-    dtype: str = option('float32', choice('float32', 'int8', 'int4'), 'the type of the weights; '
-                        'int8 and int4, for the lite engine, are smaller, faster and less exact')
+    dtype: str = option('float32', choice(*DTYPES), 'the type of the weights; bfloat16 and float16, '
+                        'for the graph, take half the memory; int8 and int4, for the lite engine, '
+                        'are smaller, faster and less exact')
 
     def __post_init__(self):
         super().__post_init__()
-        if self.engine == 'graph' and self.dtype != 'float32':
-            raise OptionError('dtype', f'{self.dtype} is for the lite engine; use engine lite')
+        engine = DTYPES[self.dtype]
+        if engine and self.engine not in ('auto', engine):
+            raise OptionError('dtype', f'{self.dtype} is for the {engine} engine; use engine '
+                                       f'{engine}')
 
 
 @dataclasses.dataclass(frozen=True)
