@@ -20,7 +20,8 @@ def model_weights():
 def restore(session, directory):
     """Restore the weights of the graph's model into a session. No initializer needs to run.
 
-    They are cast to the types of the variables. Raises ModelError if the checkpoint lacks a weight, has it in another shape, or is damaged.
+    They are cast to the types of the variables. Raises ModelError if the checkpoint lacks a weight,
+    has it in another shape, or is damaged.
     """
     tf = runtime.import_tensorflow()
     prefix = model_dir.weights_prefix(directory)

@@ -6,9 +6,9 @@ an output channel shares a scale: a weight is its scale times a code, -8 to 7.
 Letters in the shape comments: O and I are the channels out of and into a product, N = I / BLOCK.
 """
 
-import flatbuffers
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
 
 BLOCK = 32
 CHUNK = 2 ** 10  # blocks to quantize at a time, which fit the processor's cache
@@ -20,7 +20,7 @@ CANDIDATES = np.linspace(0.9, 1.3, 17, dtype=np.float32)
 
 def rewrite(data):
     """Return a TensorFlow Lite model, bytes, of one in float32, with matrices in 4 bits."""
-    model = schema.ModelT.InitFromPackedBuf(data)
+    model = flatbuffer_utils.convert_bytearray_to_object(data)
     graph, = model.subgraphs
     products = [index for index, code in enumerate(model.operatorCodes)
                 if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED]
@@ -34,9 +34,7 @@ def rewrite(data):
         matrix.quantization = schema.QuantizationParametersT(
             detailsType=schema.QuantizationDetails.BlockwiseQuantization,
             details=schema.BlockwiseQuantizationT(add_scales(model, scales), -1, BLOCK))
-    builder = flatbuffers.Builder(len(data) // 4)
-    builder.Finish(model.Pack(builder), b'TFL3')
-    return bytes(builder.Output())
+    return flatbuffer_utils.convert_object_to_bytearray(model)
 
 
 def add_scales(model, scales):

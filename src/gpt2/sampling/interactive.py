@@ -16,7 +16,7 @@ def interact(run, options):
         print(f'Loading {run.model_dir.name}. Ctrl-D leaves; /help shows what else there is.',
               file=sys.stderr)
     decoder, first = run.open_decoder(), 0
-    run = run.with_seed()
+    run, hint = run.with_seed(), run.engine_hint()
     start = settings(run, options)
     with terminal.line_editing():
         while True:
@@ -31,6 +31,8 @@ def interact(run, options):
             prompt = encode(line, run.model_dir)
             if prompt:
                 sample(run, options, decoder, prompt, first)
+                if first == 0 and hint:
+                    print(hint, file=sys.stderr)
                 first += options.nsamples
 
 

@@ -109,9 +109,9 @@ class EngineOptions(Options):
                          'faster one for CPUs, which converts the weights at its first run; auto: '
                          'lite for int8 and int4, or where the weights are converted and there is '
                          'no GPU; else graph')
-    dtype: str = option('float32', choice(*DTYPES), 'the type of the weights; bfloat16 and float16, '
-                        'for the graph, take half the memory; int8 and int4, for the lite engine, '
-                        'are smaller, faster and less exact')
+    dtype: str = option('float32', choice(*DTYPES), 'the type of the weights; int8 and int4, for '
+                        'the lite engine, are smaller, faster and less exact; bfloat16 and '
+                        'float16, for the graph, take half the memory')
 
     def __post_init__(self):
         super().__post_init__()

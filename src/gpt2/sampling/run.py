@@ -7,7 +7,7 @@ import sys
 from gpt2.model_dir import ModelDir, open_model_dir, weights_digest
 from gpt2.options import as_tuple
 from gpt2.sampling import batching
-from gpt2.sampling.engines import choose_engine, open_decoder
+from gpt2.sampling.engines import choose_engine, lite_hint, open_decoder
 from gpt2.sampling.options import EngineOptions, GenerationOptions, SamplingOptions
 
 
@@ -27,6 +27,10 @@ class Run:
     def choose_engine(self):
         """Return the name of the engine that `open_decoder` takes."""
         return choose_engine(self.model_dir, self.engine.engine, self.engine.dtype)
+
+    def engine_hint(self):
+        """Return a line about a faster engine, None if there is nothing to say."""
+        return lite_hint(self.model_dir, self.engine)
 
     def generate(self, decoder, prompts, batch_size, fill=False):
         """Make a text of each prompt, see `batching.generate`."""

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import sys
 
+from tqdm import tqdm
+
 from gpt2 import runtime
 from gpt2.errors import UsageError
 from gpt2.sampling import batching, output, progress
@@ -81,10 +83,14 @@ def write_missing(run, options, target, prompts, last, settings):
             batch_size = min(batch_size, last - target.next)
         # The last bits of a result depend on the batch size, so a file always has the same one.
         batches = run.generate(decoder, prompts, batch_size, fill=bool(options.output))
+    hint = None if options.serve else run.engine_hint()
     try:
         for samples in batching.finished(
                 progress.with_progress(batches, last, run.generation.length)):
             target.write(samples)
+            if samples and hint:
+                tqdm.write(hint, sys.stderr)
+                hint = None
     finally:
         target.flush()
 
