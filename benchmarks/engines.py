@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import sys
 import time
 
@@ -187,57 +186,23 @@ def generate(decoder, prompts, n_new, temperature=1):
     return np.concatenate(chunks, axis=1)
 
 
-# An older checkout of this project, from before it had the package gpt2. Its src/ is on the path in
-# place of ours.
-
-def open_before(target, engine, dtype, **options):
-    """Return a sampler of the older checkout. The lite engine converts the weights if need be."""
-    import checkpoint
-    from engine import open_sampler
-    return open_sampler(checkpoint.open_model(MODEL, target), engine, dtype, **options)
-
-
-def write_before(folder, target, engine, dtype):
-    """Link the model into a folder of the older checkout's own, and convert it there.
-
-    In the same folder, each version would remove or use the other's converted weights.
-    """
-    shutil.rmtree(target, ignore_errors=True)  # another checkout may have converted them
-    os.makedirs(os.path.join(target, MODEL))
-    with os.scandir(os.path.join(folder, MODEL)) as entries:
-        for entry in entries:
-            if entry.is_file():
-                os.symlink(os.path.abspath(entry.path), os.path.join(target, MODEL, entry.name))
-    open_before(target, engine, dtype)
-
-
-def load_before(folder, target, temperature, engine, dtype):
-    """The older checkout, by its own bare loop."""
-    sampler = open_before(target, engine, dtype, temperature=temperature)
-    import generation
-    import numpy as np  # not earlier: the checkout sets what it reads when it is imported
-
-    def generate(prompts, n_new):
-        return np.concatenate(list(generation.generate(
-            sampler, prompts, range(len(prompts)), seed=0, length=n_new)), axis=1)
-    return generate
-
-
 # Peers
 
-def load_transformers(folder, target, temperature, dtype):
+def load_transformers(folder, target, temperature, dtype, device='cpu'):
     """transformers on torch."""
     import torch
     import transformers
     torch.set_num_threads(CORES)
     net = transformers.GPT2LMHeadModel.from_pretrained(target, dtype=getattr(torch, dtype)).eval()
+    net.to(device)
     net.generation_config.eos_token_id = None  # no text ends early
 
     def generate(prompts, n_new):
-        inputs = torch.tensor(prompts)
+        inputs = torch.tensor(prompts, device=device)
         with torch.inference_mode():
-            return net.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False,
-                                max_new_tokens=n_new, pad_token_id=0)[:, len(prompts[0]):].numpy()
+            tokens = net.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False,
+                                  max_new_tokens=n_new, pad_token_id=0)
+        return tokens[:, len(prompts[0]):].cpu().numpy()
     return generate
 
 
@@ -313,16 +278,9 @@ def project_engine(title, n_bytes, **keywords):
                   functools.partial(load_project, **keywords))
 
 
-def before_engine(engine):
-    """Return the same Engine of an older checkout."""
-    keywords = engine.load.keywords
-    return engine._replace(title=f'{engine.title}, before',
-                           write=functools.partial(write_before, **keywords),
-                           load=functools.partial(load_before, **keywords))
-
-
 PROJECT = {
     'graph': project_engine('graph f32', 4, engine='graph', dtype='float32'),
+    'graph-bf16': project_engine('graph bf16', 2, engine='graph', dtype='bfloat16'),
     'lite-f32': project_engine('lite f32', 4, engine='lite', dtype='float32'),
     'lite-int8': project_engine('lite int8', 1, engine='lite', dtype='int8'),
     'lite-int4': project_engine('lite int4', 18 / 32, engine='lite', dtype='int4'),
@@ -348,26 +306,13 @@ PEERS = {
                        functools.partial(write_gguf, dtype='Q4_0'),
                        functools.partial(load_llama, cache='F16')),
 }
-OURS = tuple(PROJECT)
-LITE = OURS[1:]
-BEFORE = tuple(f'before-{name}' for name in OURS)
-
-
-def all_engines():
-    """Return all Engines by name, in the order in which they take turns."""
-    engines = {}
-    for name, engine in PROJECT.items():  # each right after what it is compared with most closely
-        engines[f'before-{name}'] = before_engine(engine)
-        engines[name] = engine
-    return {**engines, **PEERS}
-
-
-ENGINES = all_engines()
+ENGINES = {**PROJECT, **PEERS}
+LITE = tuple(name for name in PROJECT if name.startswith('lite'))
 
 
 def is_installed(name):
     """Return whether everything that an engine needs is installed."""
-    if name.endswith(LITE) and sys.version_info < (3, 8):  # TensorFlow 1
+    if name in LITE and sys.version_info < (3, 8):  # TensorFlow 1
         return False
     return all(importlib.util.find_spec(package) for package in ENGINES[name].needs)
 

@@ -7,7 +7,6 @@ Random weights are written in the official format and converted for each peer th
 After a check that all float32 engines give the same greedy tokens, the engines take turns, round
 after round, each in processes of its own and on all cores; medians and their ratios are printed as
 Markdown tables. `--full` measures all rows and engines, `--only` some rows, `--size` another model.
-`--before` also measures an older checkout of this project, from before it had the package gpt2.
 
 This project samples at temperature 1, draw included, in chunks as its commands do. The peers take
 the likeliest token, which is the fastest they can do. All make exactly the tokens asked for.
@@ -18,6 +17,7 @@ import collections
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -27,13 +27,12 @@ import tempfile
 import time
 
 from engines import (
-    BEFORE,
     CORES,
     ENGINES,
     LITE,
     MODEL,
-    OURS,
     PEERS,
+    PROJECT,
     ROOT,
     SIZES,
     converted,
@@ -100,9 +99,7 @@ GOALS = [Goal('124M', *goal) for goal in [
     ('long', 'lite-int8', 'ct2-int8', 0.6),
     ('batch8', 'lite-int8', 'ct2-int8', 0.6),
     ('prompt512', 'lite-f32', 'torch-f32', 0.9),
-]] + [Goal('124M', row, engine, f'before-{engine}', 1.05)
-    for row in ('short', 'batch8', 'prompt512', 'start') for engine in OURS
-] + [Goal('124M', row, engine, against, limit) for row, against, limit in [
+]] + [Goal('124M', row, engine, against, limit) for row, against, limit in [
     ('start', 'torch-f32', 0.55),
     ('memory', 'allowed', 1),
     ('convert', None, 30),
@@ -126,7 +123,7 @@ def can_measure(row, engine):
     if row.startswith('convert'):
         return engine in LITE
     if row.startswith('top-'):
-        return engine in OURS
+        return engine in PROJECT
     return True
 
 
@@ -293,9 +290,8 @@ def work(options, worker, name='', rows=()):
 
 def worker_command(options, worker, name, rows):
     """Return the command that runs a worker."""
-    before = ['--before', options.before] if name in BEFORE else []
     return [sys.executable, os.path.abspath(__file__), '--worker', worker, '--engines', name,
-            '--only', ','.join(rows), '--folder', options.folder] + before
+            '--only', ','.join(rows), '--folder', options.folder]
 
 
 def time_start(options, name, row):
@@ -305,12 +301,9 @@ def time_start(options, name, row):
     """
     if name in PEERS:
         return run(worker_command(options, 'start', name, [row]))[1]
-    checkout, models_dir = ROOT, options.folder
-    if name in BEFORE:
-        checkout, models_dir = options.before, converted(options.folder, name)
     keywords = ENGINES[name].load.keywords
-    script = os.path.join(checkout, 'src', 'interactive_conditional_samples.py')
-    return run([sys.executable, script, '--models_dir', models_dir, '--model_name', MODEL,
+    script = os.path.join(ROOT, 'src', 'interactive_conditional_samples.py')
+    return run([sys.executable, script, '--models_dir', options.folder, '--model_name', MODEL,
                 '--length', str(STARTS[row][1]), '--engine', keywords['engine'],
                 '--dtype', keywords['dtype']], stdin='a b c d e f g h i j k l m n o p q r s t\n')[1]
 
@@ -330,9 +323,9 @@ def prepare_all(options, cells):
     if not os.path.exists(os.path.join(options.folder, MODEL, 'vocab.bpe')):
         report(f'writing random weights, {options.size}')
         work(options, 'prepare', options.size)
-    for name in sorted({name for _, name in cells} - {'graph'}):
+    for name in sorted({name for _, name in cells if name in LITE or name in PEERS}):
         wanted = {cell for cell in cells if cell[1] == name and cell[0].startswith('convert')}
-        if wanted or name in BEFORE or not is_converted(options.folder, name):
+        if wanted or not is_converted(options.folder, name):
             report(f'preparing the model for {ENGINES[name].title}')
             measured = work(options, 'convert' if name in LITE else 'prepare', name)
             results.update({cell: measured[cell[0]] for cell in wanted})
@@ -448,19 +441,17 @@ def print_results(options, results):
 
 
 def print_ratios(options, results, rows):
-    """Print this project's times over those of before, of the best peer, and of the floor."""
+    """Print this project's times over those of the best peer, and of the floor."""
     table = []
-    for row, name in itertools.product(rows, OURS):
+    for row, name in itertools.product(rows, PROJECT):
         if (row, name) not in results:
             continue
         table.append([TITLES[row].rpartition(',')[0], ENGINES[name].title,
-                      ratio(options, results, row, name, f'before-{name}'),
                       ratio_to_best_peer(options, results, row, name),
                       ratio(options, results, row, name, 'floor')
                       if row in TEXTS and TEXTS[row].new > 1 else ''])
     if table:
-        print_table(['time', 'of', 'relative to before',
-                     'relative to the best peer, of f32 or of fewer bits',
+        print_table(['time', 'of', 'relative to the best peer of as many bits',
                      'relative to reading the weights once'], table)
 
 
@@ -471,10 +462,11 @@ def ratio(options, results, row, name, against):
 
 
 def ratio_to_best_peer(options, results, row, name):
-    """Return an engine's row over that of the best peer of similar weights, as text."""
-    is_full = ENGINES[name].bytes == 4
+    """Return an engine's row over that of the best peer of as many bits a weight, as text."""
+    def power(engine):
+        return round(math.log2(ENGINES[engine].bytes))
     peers = {peer: results[row, peer] for peer in PEERS
-             if (row, peer) in results and (PEERS[peer].bytes == 4) == is_full}
+             if (row, peer) in results and power(peer) == power(name)}
     if not peers:
         return ''
     best = min(peers, key=peers.get)
@@ -519,7 +511,7 @@ def plot(options, results):
         names = [name for name in ENGINES if (row, name) in results][::-1]
         bars = panel.barh([ENGINES[name].title for name in names],
                           [results[row, name] for name in names],
-                          color=['tab:orange' if name in OURS else 'tab:gray' for name in names])
+                          color=['tab:orange' if name in PROJECT else 'tab:gray' for name in names])
         panel.bar_label(bars, fmt='%.1f', padding=3)
         if TEXTS[row].new > 1:
             for i, name in enumerate(names):
@@ -535,18 +527,15 @@ def plot(options, results):
 
 def choose_cells(options):
     """Return the pairs of row and engine to measure."""
-    names = [name for name in ENGINES
-             if is_installed(name) and (options.before or name not in BEFORE)]
+    names = list(filter(is_installed, ENGINES))
     if options.full or options.only or options.engines:
         cells = [cell for cell in itertools.product(TITLES, names) if can_measure(*cell)]
     else:
-        goals = [goal for goal in GOALS if goal.size == options.size
-                 and (options.before or goal.against not in BEFORE)]
+        goals = [goal for goal in GOALS if goal.size == options.size]
         cells = [(goal.row, name) for goal in goals for name in (goal.engine, goal.against)
                  if name in names]
-    engines = options.engines + [f'before-{name}' for name in options.engines]
     return {(row, name) for row, name in cells if (not options.only or row in options.only)
-            and (not engines or name in engines)}
+            and (not options.engines or name in options.engines)}
 
 
 def parse(argv):
@@ -561,9 +550,7 @@ def parse(argv):
     parser.add_argument('--only', type=names, default=[], metavar='ROW[,ROW]',
                         help=f'these rows, for all engines: {", ".join(TITLES)}')
     parser.add_argument('--engines', type=names, default=[], metavar='NAME[,NAME]',
-                        help=f'these engines alone: {", ".join([*OURS, *PEERS])}')
-    parser.add_argument('--before', metavar='FOLDER',
-                        help='an older checkout of this project, whose engines to measure, too')
+                        help=f'these engines alone: {", ".join(ENGINES)}')
     parser.add_argument('--folder', help='where the models are written, and kept for the next run '
                                          'of the same size; a temporary one if not given')
     parser.add_argument('--plot', metavar='FILE', help='draw the times, as a PNG')
@@ -572,15 +559,12 @@ def parse(argv):
     if not options.worker:
         for name in set(options.only) - set(TITLES) | set(options.engines) - set(ENGINES):
             parser.error(f'there is no {name}; see --help')
-        if options.before and not os.path.isfile(os.path.join(options.before, 'src', 'engine.py')):
-            parser.error(f'{options.before} is not an older checkout: it has no src/engine.py')
     return options
 
 
 def main():
     options = parse(sys.argv[1:])
-    src = os.path.join(options.before if options.worker and options.before else ROOT, 'src')
-    sys.path[:0] = [src, os.path.join(ROOT, 'tests')]
+    sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
     if options.worker:
         name, = options.engines or ['']
         print(json.dumps(WORKERS[options.worker](options.folder, name, options.only)))
