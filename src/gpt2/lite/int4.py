@@ -15,7 +15,7 @@ CHUNK = 2 ** 10  # blocks to quantize at a time, which fit the processor's cache
 
 # Candidates for a scale, relative to the one that makes -8 the largest weight of a block. Smaller
 # ones cut off large weights, larger ones let 7 be the largest.
-CANDIDATES = np.linspace(0.9, 1.3, 17, dtype=np.float32)
+CANDIDATES = np.linspace(0.8, 1.3, 33, dtype=np.float32)
 
 
 def rewrite(data):
@@ -62,7 +62,7 @@ def quantize(weights):
 def best_scales(blocks):
     """Return the scales [n] of the smallest squared errors of blocks [n, BLOCK].
 
-    They are the best of the candidates, or then, with the same codes, the ones of least squares.
+    They are the best of the candidates, or then, for the same codes, the ones of least squares.
     """
     largest = np.abs(blocks).max(axis=-1)
     scales = as_bfloat16(largest / 8)
@@ -76,8 +76,9 @@ def best_scales(blocks):
 
     for candidate in CANDIDATES:
         consider(largest / 8 * candidate)
-    codes = encode(blocks, scales)
-    consider(dot(codes, blocks) / np.maximum(dot(codes, codes), 1))
+    for _ in range(3):  # new scales lead to new codes
+        codes = encode(blocks, scales)
+        consider(dot(codes, blocks) / np.maximum(dot(codes, codes), 1))
     return scales
 
 
