@@ -80,7 +80,7 @@ def measure(options, name, batch_size):
         environment['CUDA_VISIBLE_DEVICES'] = ''
     done = subprocess.run(command, env=environment, capture_output=True, encoding='utf-8')
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ['no message']
+        lines = [line for line in done.stderr.splitlines() if 'Error' in line] or ['failed']
         print(f'{ENGINES[name].title}, batch {batch_size}: {lines[-1]}', file=sys.stderr)
         return None
     return json.loads(done.stdout.splitlines()[-1])
