@@ -565,7 +565,7 @@ BAD_FLAGS = [
     ('--seed True', '--seed True'),
     ('--seed 18446744073709551616', '--seed 18446744073709551615'),
     ('--engine fast', "--engine graph lite 'fast'"),
-    ('--dtype float16', "--dtype float32 int8 int4 'float16'"),
+    ('--dtype float64', "--dtype float32 bfloat16 float16 int8 int4 'float64'"),
     ('--engine graph --dtype int8', '--dtype int8 engine'),
     ('--engine graph --dtype int4', '--dtype int4 engine'),
     ('--engine', '--engine value'),
