@@ -323,7 +323,7 @@ def test_what_somebody_else_may_have_put_in_the_cache_is_not_used(fresh, tmp_pat
 @needs_engine
 def test_auto_takes_converted_weights_and_never_converts(fresh, fast_convert, monkeypatch):
     monkeypatch.setattr(lite_decoder, 'LiteDecoder', lambda folder, model_dir: folder)
-    monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir: 'graph')
+    monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir, dtype: 'graph')
     monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
     assert engines.open_decoder(fresh) == 'graph'
     assert not os.path.exists(os.path.join(fresh.path, 'lite'))
@@ -333,6 +333,7 @@ def test_auto_takes_converted_weights_and_never_converts(fresh, fast_convert, mo
     assert engines.open_decoder(fresh) == folders['float32']
     assert engines.open_decoder(fresh, 'graph') == 'graph'
     assert engines.open_decoder(fresh, dtype='int8') == folders['int8']
+    assert engines.open_decoder(fresh, dtype='bfloat16') == 'graph'
     monkeypatch.setattr(runtime, 'has_gpu', lambda: True)
     assert engines.open_decoder(fresh) == 'graph'
     assert engines.open_decoder(fresh, 'lite') == folders['float32']
@@ -340,11 +341,11 @@ def test_auto_takes_converted_weights_and_never_converts(fresh, fast_convert, mo
 
 def test_tensorflow_1_has_the_graph_alone(fresh, monkeypatch):
     monkeypatch.setattr(runtime, 'is_tensorflow_1', lambda: True)
-    monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir: 'graph')
+    monkeypatch.setattr(GraphDecoder, 'open', lambda model_dir, dtype: 'graph')
     monkeypatch.setattr(runtime, 'has_gpu', lambda: False)
     os.makedirs(converted.converted_folders(fresh.path, 'float32')[0])
     assert engines.open_decoder(fresh) == 'graph'
-    for chosen in [('lite', 'float32'), ('lite', 'int8'), ('auto', 'int8')]:
+    for chosen in [('lite', 'float32'), ('lite', 'int8'), ('auto', 'int8'), ('auto', 'int4')]:
         with pytest.raises(UserError, match='the lite engine needs TensorFlow 2, and this is .*; '
                                             'use --engine graph'):
             engines.open_decoder(fresh, *chosen)

@@ -7,8 +7,6 @@ Letters in the shape comments: O and I are the channels out of and into a produc
 """
 
 import numpy as np
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 BLOCK = 32
 CHUNK = 2 ** 10  # blocks to quantize at a time, which fit the processor's cache
@@ -20,6 +18,8 @@ CANDIDATES = np.linspace(0.8, 1.3, 33, dtype=np.float32)
 
 def rewrite(data):
     """Return a TensorFlow Lite model, bytes, of one in float32, with matrices in 4 bits."""
+    from tensorflow.lite.python import schema_py_generated as schema  # only TensorFlow 2 has it
+    from tensorflow.lite.tools import flatbuffer_utils
     model = flatbuffer_utils.convert_bytearray_to_object(data)
     graph, = model.subgraphs
     products = [index for index, code in enumerate(model.operatorCodes)
@@ -39,6 +39,7 @@ def rewrite(data):
 
 def add_scales(model, scales):
     """Add scales [O, N] to a model as a constant, float16; return its index."""
+    from tensorflow.lite.python import schema_py_generated as schema
     data = scales.astype(np.float16).view(np.uint8).reshape(-1)
     model.buffers.append(schema.BufferT(data))
     tensors = model.subgraphs[0].tensors
