@@ -30,6 +30,7 @@ from engines import (
     open_decoder,
     write_official,
 )
+from sampling import print_table
 
 N_PROMPT, N_NEW = 32, 256
 # `dtype`: of the weights; `xla`: whether TensorFlow compiles what it can; `peer`: transformers.
@@ -113,13 +114,12 @@ def main():
                         times[name, batch_size].append(measured[0])
                         devices.add(measured[1])
     print(f'{options.size}, random weights, {N_PROMPT} + {N_NEW} tokens, ms a token, on '
-          f'{", ".join(devices)}. Medians of {options.rounds} rounds.\n')
-    print('| | ' + ' | '.join(f'batch {batch_size}' for batch_size in options.batch_sizes) + ' |')
-    print('|---' * (len(options.batch_sizes) + 1) + '|')
-    for name, engine in ENGINES.items():
-        cells = [f'{statistics.median(times[name, batch_size]):.2f}'
-                 if times[name, batch_size] else 'failed' for batch_size in options.batch_sizes]
-        print(f'| {engine.title} | ' + ' | '.join(cells) + ' |')
+          f'{", ".join(devices)}. Medians of {options.rounds} rounds.')
+    print_table(['', *(f'batch {batch_size}' for batch_size in options.batch_sizes)], [
+        [engine.title, *(f'{statistics.median(times[name, batch_size]):.2f}'
+                         if times[name, batch_size] else 'failed'
+                         for batch_size in options.batch_sizes)]
+        for name, engine in ENGINES.items()])
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 from engines import MODEL, ROOT, generate, start_batch, write_official
+from sampling import print_table
 
 sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
 
@@ -69,7 +70,7 @@ def compare_random(folder):
     texts = np.concatenate([prompts, generate(open_decoder(model_dir, 'lite'), prompts, 127)],
                            axis=1)
     print(f'Random weights in the shape of 124M, {texts.size} places of texts sampled from them: '
-          'against float32, lite engine\n')
+          'against float32, lite engine')
     exact = lite_logits(model_dir, 'float32', texts)
     print_table(['dtype', 'KL divergence, mean', 'largest', 'entropy of float32, mean',
                  'same likeliest token'],
@@ -110,7 +111,7 @@ def compare_weights(model_dir):
             kind = gguf.GGMLQuantizationType[name]
             formats[f'llama.cpp {name.lower()}'] = lambda matrix, kind=kind: gguf.quants.dequantize(
                 gguf.quants.quantize(matrix, kind), kind)
-    print(f'\nThe matrices of {model_dir.name}: error relative to the weights\n')
+    print(f'\nThe matrices of {model_dir.name}: error relative to the weights')
     size = sum(np.square(matrix, dtype=np.float64).sum() for matrix in matrices)
     print_table(['format', 'root mean square'], [
         [title, '{:.4%}'.format(math.sqrt(sum(
@@ -136,16 +137,10 @@ def compare_perplexity(model_dir, path):
                                    targets[..., np.newaxis], axis=-1)
         losses[title] = -found.mean()
     print(f'\n{model_dir.name}, {targets.size} tokens of its validation text, in windows of '
-          f'{n_ctx}\n')
+          f'{n_ctx}')
     print_table(['engine', 'nats a token', 'bits a byte', 'perplexity', 'its change'], [
         [title, f'{nats:.4f}', f'{nats * tokens_a_byte / math.log(2):.4f}', f'{math.exp(nats):.4f}',
          f'{math.expm1(nats - losses["graph, float32"]):+.3%}'] for title, nats in losses.items()])
-
-
-def print_table(header, rows):
-    """Print a table in Markdown."""
-    for cells in [header, ['---'] * len(header)] + rows:
-        print(f'| {" | ".join(cells)} |')
 
 
 def main():

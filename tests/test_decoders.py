@@ -481,9 +481,17 @@ def released(tmp_path_factory):
         one.close()
 
 
+@pytest.fixture(scope='module')
+def released_logits(released):
+    """A function from ids to the float64 logits after the last, by the reference."""
+    reader = tf.train.load_checkpoint(os.path.join(released.opened.path, 'model.ckpt'))
+    weights = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+    return lambda tokens: reference.forward(weights, vars(released.opened.hparams), tokens)[-1]
+
+
 @only_long
 @pytest.mark.parametrize('engine', ENGINES)
-def test_prompts_alone_and_in_batches_of_16(released, engine):
+def test_prompts_alone_and_in_batches_of_16(released, released_logits, engine):
     n = 500 if LONG else 30
     random = np.random.RandomState(0)
     prompts = [random.randint(0, 999, random.randint(1, 60)).tolist() for _ in range(n)]
@@ -495,14 +503,11 @@ def test_prompts_alone_and_in_batches_of_16(released, engine):
             SamplingOptions(temperature=0.9), batch_size=batch_size)
         found.append([sequence.tokens for done in batching.finished(batches) for sequence in done])
     assert len(found[0]) == len(found[1]) == n
-    reader = tf.train.load_checkpoint(os.path.join(released.opened.path, 'model.ckpt'))
-    weights = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
     differ = [index for index in range(n) if found[0][index] != found[1][index]]
     for index in differ:
         alone, together = found[0][index], found[1][index]
         step = next(i for i in range(8) if alone[i] != together[i])
-        logits = reference.forward(weights, vars(released.opened.hparams),
-                                   prompts[index] + alone[:step])[-1]
+        logits = released_logits(prompts[index] + alone[:step])
         u = reference.uniforms(1, index, 8, 1000)[step]
         assert reference.draw(reference.warp_logits(logits, temperature=0.9), u)[1] < NEAR
     assert len(differ) < 3
@@ -543,14 +548,6 @@ def test_few_bits_stay_close_to_float32(released, dtype, bound):
     assert 0 < divergence < bound
     chosen = np.arange(200), text[1:]
     assert abs(exact[chosen].mean() - close[chosen].mean()) < bound
-
-
-@pytest.fixture(scope='module')
-def released_logits(released):
-    """A function from ids to the float64 logits after the last, by the reference."""
-    reader = tf.train.load_checkpoint(os.path.join(released.opened.path, 'model.ckpt'))
-    weights = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
-    return lambda tokens: reference.forward(weights, vars(released.opened.hparams), tokens)[-1]
 
 
 @pytest.mark.parametrize('dtype, bound', [('bfloat16', 2e-2), ('float16', 3e-3)])
