@@ -33,9 +33,10 @@ import regex
 
 END_OF_TEXT = '<|endoftext|>'  # the token between two documents; encode() never returns its id
 
-# A word: the ending of an English contraction, letters, digits, other characters, or white space.
+# A word: letters, the ending of an English contraction, other characters, digits, or white space.
 # White space before a word leaves its last character to the word, which takes it if it is a space.
-WORD = r"'(?:[sdmt]|ll|ve|re)| ?[{L}]+| ?[{N}]+| ?[^\s{L}{N}]+|\s+(?!\S)|\s+"
+# Only contractions must come before the other characters; else the most frequent kind is first.
+WORD = r" ?[{L}]+|'(?:[sdmt]|ll|ve|re)| ?[^\s{L}{N}]+| ?[{N}]+|\s+(?!\S)|\s+"
 
 # Python's own re does not know the letters and numbers of Unicode, but is twice as fast on ASCII.
 UNICODE_WORD = regex.compile(WORD.format(L=r'\p{L}', N=r'\p{N}'))
