@@ -27,7 +27,7 @@ class Work:
         self.model_dir = run.model_dir
         self.subject = {'kind': 'samples', **subjects.describe(run.model_dir), **settings,
                         'seed': run.generation.seed, 'engine': run.choose_engine()}
-        self.lease_size = max(1, settings['batch_size'] // 4)
+        self.lease_size = max(1, settings['batch_size'] // 2)
         self._n_vocab = run.model_dir.hparams.n_vocab
         self._has_scores = bool(run.generation.logprobs)
         self._n_top = min(run.generation.n_top, self._n_vocab)
