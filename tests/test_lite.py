@@ -437,7 +437,7 @@ def test_threads_change_no_bit(decoder, monkeypatch):
 
 @pytest.mark.parametrize('processors, n_head, n_scores, slices', [
     (3, 12, 1, [12]), (3, 12, 2**30, [4, 4, 4]), (3, 2, 2**30, [1, 1]),
-    (4, 10, 2**30, [2, 3, 2, 3]), (8, 12, 3 * 2**16, [4, 4, 4]), (1, 12, 2**30, [12]),
+    (4, 10, 2**30, [2, 3, 2, 3]), (8, 12, 3 * 2**12, [4, 4, 4]), (1, 12, 2**30, [12]),
     (2, 25, 2**17, [12, 13]),
 ])
 @needs_engine
@@ -447,6 +447,17 @@ def test_heads_are_divided_among_threads_if_that_is_worth_it(monkeypatch, proces
     found = lite_decoder.head_slices(n_head, n_scores)
     assert [part.stop - part.start for part in found] == slices
     assert [head for part in found for head in range(n_head)[part]] == list(range(n_head))
+
+
+@needs_engine
+def test_rows_are_read_from_a_file(tmp_path):
+    matrix = np.random.default_rng(0).normal(size=[50, 7]).astype(np.float32)
+    np.save(tmp_path / 'matrix.npy', matrix)
+    reader = lite_decoder.RowReader(tmp_path / 'matrix.npy')
+    indices = np.array([49, 0, 3, 3])
+    assert np.array_equal(reader.read(indices), matrix[indices])
+    assert reader.read(indices[:0]).shape == (0, 7)
+    reader.close()
 
 
 @needs_engine

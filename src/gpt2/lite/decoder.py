@@ -22,7 +22,7 @@ from gpt2.lite.interpreter import Subgraph
 from gpt2.sampling.decoder import CACHE_POSITIONS, Decoder, Scores
 
 PROMPT_TOKENS = 256  # of a prompt to read at a time
-THREAD_SCORES = 2 ** 16  # scores of attention that are worth a thread
+THREAD_SCORES = 2 ** 12  # scores of attention that are worth a thread
 
 
 class LiteDecoder(Decoder):
@@ -42,7 +42,7 @@ class LiteDecoder(Decoder):
         *self._blocks, self._last = [load(f'part{i}') for i in range(hparams.n_layer + 1)]
         n_slices = sum(name.startswith('head') for name in os.listdir(folder))
         self._lm_head = [load(f'head{i}') for i in range(n_slices)]
-        self._wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
+        self._wte = RowReader(os.path.join(folder, 'wte.npy'))
         self._wpe = np.load(os.path.join(folder, 'wpe.npy'))
         self._threads = ThreadPoolExecutor(runtime.processors())
 
@@ -99,6 +99,7 @@ class LiteDecoder(Decoder):
 
     def close(self):
         self._threads.shutdown()
+        self._wte.close()
 
     def _forward(self, tokens, firsts, cache):
         """Read tokens int [B, S] at positions from firsts int [B]; write to the cache.
@@ -115,16 +116,23 @@ class LiteDecoder(Decoder):
         groups = [(slice(row, row + n_group), firsts[row], firsts[row] + n_seq)
                   for row in range(0, n_batch, n_group)]
         heads = head_slices(n_head, n_batch * n_head * n_seq * (firsts.max() + n_seq))
-        map_heads = map if len(heads) == 1 else self._threads.map
 
-        x, a = (self._wte[tokens] + self._wpe[positions]).reshape([-1, n_embd]), None
+        wte = self._wte.read(tokens.ravel()).reshape([n_batch, n_seq, n_embd])
+        x, a = (wte + self._wpe[positions]).reshape([-1, n_embd]), None
         attended = np.empty([n_batch, n_seq, n_head, n_embd // n_head], np.float32)
         for block, cached in zip(self._blocks, cache):
             x, c = block(x, a)
             qkv = c.reshape([n_batch, n_seq, 3, n_head, -1]).transpose([2, 0, 3, 1, 4])
-            list(map_heads(functools.partial(attend, qkv, cached, attended, groups, mask), heads))
+            self._run(functools.partial(attend, qkv, cached, attended, groups, mask), heads)
             a = attended.reshape([-1, n_embd])
         return x, a
+
+    def _run(self, function, args):
+        """Call a function with each of the args: here with the first, in threads with others."""
+        others = [self._threads.submit(function, arg) for arg in args[1:]]
+        function(args[0])
+        for other in others:
+            other.result()
 
     def _logits(self, x, a):
         """Compute what follows the last block's attention: [N, E] each -> [N, V]."""
@@ -145,6 +153,31 @@ class LiteDecoder(Decoder):
             more = self._empty_cache(n_more)
             for layer, cached in enumerate(self._cache):  # one after another, to need less memory
                 self._cache[layer] = np.concatenate([cached, more], axis=-2)
+
+
+class RowReader:
+    """Reads rows of a large matrix in a file of NumPy's.
+
+    Mapped into memory, the file would count as memory of this process, of which each row that is
+    read takes up to 2 MB.
+    """
+
+    def __init__(self, path):
+        array = np.load(path, mmap_mode='r')
+        self._start, self._width, self._dtype = array.offset, array.shape[1], array.dtype
+        self._file = open(path, 'rb', buffering=0)
+
+    def read(self, indices):
+        """Return the rows of these indices, int [n]."""
+        rows = np.empty([len(indices), self._width], self._dtype)
+        for row, index in zip(rows, indices.tolist()):
+            self._file.seek(self._start + index * row.nbytes)
+            self._file.readinto(row)
+        return rows
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
 
 
 def causal_mask(positions):
