@@ -18,7 +18,9 @@ import tempfile
 import time
 
 import numpy as np
-from engines import CORES, MODEL, ROOT, SIZES, write_official, write_transformers
+from engines import ROOT
+from official import MODEL, SIZES, write_official
+from peers import CORES, write_transformers
 
 sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
 

@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 
-from engines import MODEL, ROOT, SIZES, generate, write_official
+from engines import ROOT, generate
+from official import MODEL, SIZES, write_official
 
 sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
 

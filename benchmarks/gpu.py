@@ -20,16 +20,9 @@ import sys
 import tempfile
 import time
 
-from engines import (
-    PEERS,
-    ROOT,
-    SIZES,
-    converted,
-    generate,
-    load_transformers,
-    open_decoder,
-    write_official,
-)
+from engines import ROOT, converted, generate, open_decoder
+from official import SIZES, write_official
+from peers import PEERS, load_transformers
 from sampling import print_table
 
 N_PROMPT, N_NEW = 32, 256

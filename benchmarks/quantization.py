@@ -19,7 +19,8 @@ import tempfile
 from unittest import mock
 
 import numpy as np
-from engines import MODEL, ROOT, generate, start_batch, write_official
+from engines import ROOT, generate, start_batch
+from official import MODEL, write_official
 from sampling import print_table
 
 sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]

@@ -27,22 +27,19 @@ import tempfile
 import time
 
 from engines import (
-    CORES,
     ENGINES,
     LITE,
-    MODEL,
-    PEERS,
     PROJECT,
     ROOT,
-    SIZES,
     converted,
     is_converted,
     is_installed,
     load,
     open_decoder,
     start_batch,
-    write_official,
 )
+from official import MODEL, SIZES, write_official
+from peers import CORES, PEERS
 
 NEAR_TIE = 1e-3  # engines may choose differently between logits as close as this
 
