@@ -514,10 +514,11 @@ def plot(options, results):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     rows = [row for row in TEXTS if any(cell[0] == row for cell in results)]
-    figure, panels = plt.subplots(len(rows), 1, figsize=(8, 2.2 * len(rows)), squeeze=False,
-                                  constrained_layout=True)
-    for row, panel in zip(rows, panels[:, 0]):
-        names = [name for name in ENGINES if (row, name) in results][::-1]
+    engines = [[name for name in ENGINES if (row, name) in results][::-1] for row in rows]
+    heights = [0.2 * len(names) + 0.5 for names in engines]  # in inches
+    figure, panels = plt.subplots(len(rows), 1, figsize=(8, sum(heights)), squeeze=False,
+                                  constrained_layout=True, height_ratios=heights)
+    for row, names, panel in zip(rows, engines, panels[:, 0]):
         bars = panel.barh([ENGINES[name].title for name in names],
                           [results[row, name] for name in names],
                           color=['tab:orange' if name in PROJECT else 'tab:gray' for name in names])
