@@ -94,28 +94,40 @@ def write_gguf(folder, target, dtype):
 
 
 def write_openvino(folder, target, dtype):
-    """Convert the model for OpenVINO as its own tools do: keys and values are part of its state.
-
-    `dtype` is that of the weights; int4 has a scale for 32 of them.
-    """
+    """Convert the model for OpenVINO, with weights of a dtype; int4 has a scale for 32 of them."""
     import nncf
-    import numpy as np
     import openvino
     import torch
-    from openvino import opset13
-    from openvino._offline_transformations import apply_make_stateful_transformation
     hparams = read_json(folder, 'hparams.json')
     n_layer, n_head, n_embd = (hparams[name] for name in ('n_layer', 'n_head', 'n_embd'))
-    state_shape = [-1, n_head, -1, n_embd // n_head]
-    past, present = ([f'{which}{i}' for i in range(2 * n_layer)] for which in ('past', 'present'))
-
     tokens = torch.zeros([2, 3], dtype=torch.int64)
-    rows = torch.arange(2, dtype=torch.int32)
-    cache = [torch.zeros([2, n_head, 5, n_embd // n_head])] * len(past)
+    cache = [torch.zeros([2, n_head, 5, n_embd // n_head])] * (2 * n_layer)
     net = openvino.convert_model(torch_network(folder, n_layer, n_head), example_input=(
-        tokens, tokens, torch.zeros([1, 1, 3, 8]), rows, *cache))
+        tokens, tokens, torch.zeros([1, 1, 3, 8]), torch.arange(2, dtype=torch.int32), *cache))
+    keep_cache(net, n_head, n_embd // n_head)
+    if dtype == 'int8':
+        net = nncf.compress_weights(net, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    if dtype == 'int4':
+        net = nncf.compress_weights(net, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=32,
+                                    all_layers=True)
+    os.makedirs(target)
+    openvino.save_model(net, os.path.join(target, 'model.xml'), compress_to_fp16=False)
+
+
+def keep_cache(net, n_head, width):
+    """Let an OpenVINO model of `torch_network` keep keys and values, as OpenVINO's own tools do.
+
+    OpenVINO fuses attention with such a state if its rows are chosen by int32 indices, and it has
+    an initial value.
+    """
+    import numpy as np
+    import openvino
+    from openvino import opset13
+    from openvino._offline_transformations import apply_make_stateful_transformation
+    past, present = ([f'{which}{i}' for i in range(len(net.outputs) - 1)]
+                     for which in ('past', 'present'))
     shapes = {'tokens': [-1, -1], 'positions': [-1, -1], 'mask': [1, 1, -1, -1], 'rows': [-1],
-              **dict.fromkeys(past, state_shape)}
+              **dict.fromkeys(past, [-1, n_head, -1, width])}
     for parameter, (name, sizes) in zip(net.inputs, shapes.items()):
         parameter.get_tensor().set_names({name})
         parameter.get_node().set_partial_shape(openvino.PartialShape(sizes))
@@ -124,19 +136,12 @@ def write_openvino(folder, target, dtype):
     net.validate_nodes_and_infer_types()
     apply_make_stateful_transformation(net, dict(zip(past, present)))
     n_rows = opset13.shape_of(net.input('rows').get_node())
-    empty = opset13.broadcast(np.float32(0), opset13.concat(
-        [n_rows, np.array([n_head, 0, n_embd // n_head])], 0))
+    empty = opset13.broadcast(np.float32(0),
+                              opset13.concat([n_rows, np.array([n_head, 0, width])], 0))
     for node in net.get_ops():
         if node.get_type_name() == 'ReadValue':
             node.set_arguments([empty.output(0)])
     net.validate_nodes_and_infer_types()
-    if dtype == 'int8':
-        net = nncf.compress_weights(net, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    if dtype == 'int4':
-        net = nncf.compress_weights(net, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=32,
-                                    all_layers=True)
-    os.makedirs(target)
-    openvino.save_model(net, os.path.join(target, 'model.xml'), compress_to_fp16=False)
 
 
 def torch_network(folder, n_layer, n_head):
