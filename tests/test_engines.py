@@ -43,7 +43,7 @@ def test_each_type_of_weights_has_its_engines(machine):
 @pytest.mark.pure
 def test_a_large_model_on_the_graph_of_a_cpu_has_a_hint(machine):
     hint = engines.lite_hint(machine(), EngineOptions())
-    assert '--engine lite' in hint and 'in about 25 s' in hint
+    assert '--engine lite' in hint and 'in about 12 s' in hint
     for there in [{'tensorflow_1': True}, {'gpu': True}, {'is_converted': True}, {'n_layer': 1}]:
         assert engines.lite_hint(machine(**there), EngineOptions()) is None, there
     for options in [{'engine': 'graph'}, {'engine': 'lite'}, {'dtype': 'int8'},

@@ -71,12 +71,16 @@ def fast_convert(monkeypatch):
     """Converts in no time, to bytes that say what was converted; a list of all calls."""
     calls = []
 
-    def convert(n_embd, dtype, build, n_inputs, read):
-        calls.append((n_embd, dtype, n_inputs))
-        return repr(calls[-1]).encode('ascii')
+    class Template:
+        def __init__(self, n_embd, dtype, build, n_inputs):
+            calls.append((n_embd, dtype, n_inputs))
+            self._data = repr(calls[-1]).encode('ascii')
+
+        def fill(self, read):
+            return self._data
 
     if not IS_TF1:
-        monkeypatch.setattr(export, 'convert', convert)
+        monkeypatch.setattr(export, 'Template', Template)
     return calls
 
 
@@ -107,6 +111,21 @@ def test_a_converted_folder_holds_the_embeddings_and_each_subgraph(opened):
 
 
 @needs_engine
+def test_each_block_has_weights_of_its_own(tmp_path):
+    """Though most are made of one template: five blocks, read by both engines."""
+    hparams = {**TINY, 'n_layer': 5}
+    reference.write_checkpoint(tmp_path / 'tiny', hparams, reference.random_weights(hparams, 6))
+    opened = open_model_dir('tiny', str(tmp_path))
+    found = []
+    for engine in ('graph', 'lite'):
+        one = engines.open_decoder(opened, engine)
+        found.append(decode(one, small_prompts(), 8))
+        one.close()
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.abs(found[0][1].logprobs - found[1][1].logprobs).max() < 1e-4
+
+
+@needs_engine
 def test_a_folder_is_converted_once(fresh, fast_convert):
     folder = converted.find_or_convert(fresh, 'float32')
     assert folder == converted.converted_folders(fresh.path, 'float32')[0] and os.path.isdir(folder)
@@ -123,18 +142,18 @@ def test_a_folder_is_converted_once(fresh, fast_convert):
 def test_a_conversion_is_complete_or_absent(fresh, fast_convert, monkeypatch, error):
     """Wherever it is interrupted; and then it can be done again."""
     folder = converted.converted_folders(fresh.path, 'float32')[0]
-    parent, convert = os.path.dirname(folder), export.convert
+    parent, template = os.path.dirname(folder), export.Template
     for last in range(4):
         fast_convert.clear()
 
         def interrupted(*args, last=last, **kwargs):
             if len(fast_convert) == last:
                 raise error
-            return convert(*args, **kwargs)
+            return template(*args, **kwargs)
 
         with monkeypatch.context() as patch, pytest.raises(type(error) if isinstance(
                 error, OSError) else error):
-            patch.setattr(export, 'convert', interrupted)
+            patch.setattr(export, 'Template', interrupted)
             converted.find_or_convert(fresh, 'float32')
         assert os.listdir(parent) == []
     assert converted.find_or_convert(fresh, 'float32') == folder and os.path.isdir(folder)

@@ -11,7 +11,7 @@ import shutil
 
 from gpt2 import files, model_dir, runtime
 
-FORMAT = 3  # of the converted models: increase it when export.py makes other ones
+FORMAT = 4  # of the converted models: increase it when export.py makes other ones
 MANIFEST = 'manifest.json'
 
 

@@ -6,18 +6,20 @@ so does the output layer, in slices, which bounds the memory needed. `interprete
 Letters in the shape comments are those of `model.py`.
 """
 
+import collections
 import functools
 import math
 import os
+import re
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 import model
 from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.lite import int4
+from gpt2.lite.template import Template
 from gpt2.model_dir import weights_prefix
 
 SLICE_BYTES = 40e6  # of float32 output weights to convert at a time
@@ -38,30 +40,47 @@ def export(model_dir, dtype, folder):
         np.save(os.path.join(folder, name), read(f'model/{name}'))
     wte = np.load(os.path.join(folder, 'wte.npy'), mmap_mode='r')
     slices = np.array_split(wte, math.ceil(wte.nbytes / SLICE_BYTES))
+    templates = {}
     with tqdm(total=hparams.n_layer + 1 + len(slices), unit='part', disable=None,
               desc=f'converting to {dtype}') as progress:
-        for name, subgraph in subgraphs(hparams, read, slices):
-            # The output layer, which chooses the token, is never coarser than int8.
-            subgraph_dtype = 'int8' if dtype == 'int4' and name.startswith('head') else dtype
-            with open(os.path.join(folder, f'{name}.tflite'), 'wb') as file:
-                file.write(convert(hparams.n_embd, subgraph_dtype, **subgraph))
+        for part in subgraphs(hparams, dtype, read, slices):
+            if part.kind not in templates:
+                templates[part.kind] = Template(hparams.n_embd, part.dtype, part.build,
+                                                part.n_inputs)
+            with open(os.path.join(folder, f'{part.name}.tflite'), 'wb') as file:
+                file.write(templates[part.kind].fill(part.read))
             progress.update()
 
 
-def subgraphs(hparams, read, slices):
-    """Yield the name of each subgraph, and arguments for `convert`.
+# A subgraph: its name; its kind, which is that of others who differ in values alone; the dtype of
+# its matrices; a function of n_inputs tensors [N, E] that builds it; and one from the names of that
+# function's variables to their values.
+Part = collections.namedtuple('Part', 'name kind dtype build n_inputs read')
+
+
+def subgraphs(hparams, dtype, read, slices):
+    """Yield each Part of a model.
 
     `read` is a function from the name of a weight to its value; `slices` are the token embeddings
     [V, E], cut into slices.
     """
     for layer in range(hparams.n_layer + 1):
-        yield f'part{layer}', {'build': functools.partial(between_attentions, hparams, layer),
-                               'n_inputs': 1 if layer == 0 else 2, 'read': read}
+        kind = layer if layer in (0, hparams.n_layer) else 1
+        yield Part(f'part{layer}', kind, dtype,
+                   functools.partial(between_attentions, hparams, kind), 1 if layer == 0 else 2,
+                   functools.partial(read_later, read, layer - kind))
+    # The output layer, which chooses the token, is never coarser than int8.
+    head_dtype = 'int8' if dtype == 'int4' else dtype
     for i, wte in enumerate(slices):
         sliced = model.HParams(**{**vars(hparams), 'n_vocab': len(wte)})
         weights = {'model/wte': wte, 'model/wpe': read('model/wpe')}
-        yield f'head{i}', {'build': functools.partial(model.lm_head, sliced), 'n_inputs': 1,
-                           'read': weights.__getitem__}
+        yield Part(f'head{i}', ('head', len(wte)), head_dtype,
+                   functools.partial(model.lm_head, sliced), 1, weights.__getitem__)
+
+
+def read_later(read, n, name):
+    """Read a weight of that name, but of the block n blocks later."""
+    return read(re.sub(r'/h(\d+)/', lambda match: f'/h{int(match.group(1)) + n}/', name))
 
 
 def between_attentions(hparams, layer, x, a=None):
@@ -83,20 +102,3 @@ def between_attentions(hparams, layer, x, a=None):
         return model.norm(x, 'ln_f')
     model.block(x, f'h{layer}', attend=capture, hparams=hparams)
     return [x] + queries_keys_values
-
-
-def convert(n_embd, dtype, build, n_inputs, read):
-    """Convert a function `build` of n_inputs tensors [N, E] to a TensorFlow Lite model, in bytes.
-
-    `read` is a function from the name of a variable to its value.
-    """
-    with tf.Graph().as_default(), tf.Session() as session, model.variables():
-        inputs = [tf.placeholder(tf.float32, [1, n_embd], f'input{i}') for i in range(n_inputs)]
-        outputs = tf.nest.flatten(build(*inputs))
-        for variable in tf.global_variables():
-            session.run(variable.initializer, {variable.initial_value: read(variable.op.name)})
-        converter = tf.lite.TFLiteConverter.from_session(session, inputs, outputs)
-        if dtype == 'int8':  # of the weights; each output channel has a scale of its own
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        data = converter.convert()
-        return int4.rewrite(data) if dtype == 'int4' else data

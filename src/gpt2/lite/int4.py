@@ -1,51 +1,22 @@
-"""Rewrites a TensorFlow Lite model so that the matrices of its products have 4 bits a weight.
+"""4 bits a weight: each BLOCK of the weights of an output channel shares a scale.
 
-TensorFlow's converter makes no such models, but its interpreter runs them. Each BLOCK of weights of
-an output channel shares a scale: a weight is its scale times a code, -8 to 7.
+A weight is its scale times a code, -8 to 7.
 
 Letters in the shape comments: O and I are the channels out of and into a product, N = I / BLOCK.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
+from gpt2 import runtime
+
 BLOCK = 32
-CHUNK = 2 ** 10  # blocks to quantize at a time, which fit the processor's cache
+CHUNK = 2 ** 13  # blocks that a thread quantizes at a time, which fit its cache
 
 # Candidates for a scale, relative to the one that makes -8 the largest weight of a block. Smaller
 # ones cut off large weights, larger ones let 7 be the largest.
 CANDIDATES = np.linspace(0.8, 1.3, 33, dtype=np.float32)
-
-
-def rewrite(data):
-    """Return a TensorFlow Lite model, bytes, of one in float32, with matrices in 4 bits."""
-    from tensorflow.lite.python import schema_py_generated as schema  # only TensorFlow 2 has it
-    from tensorflow.lite.tools import flatbuffer_utils
-    model = flatbuffer_utils.convert_bytearray_to_object(data)
-    graph, = model.subgraphs
-    products = [index for index, code in enumerate(model.operatorCodes)
-                if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED]
-    for index in sorted({operator.inputs[1] for operator in graph.operators
-                         if operator.opcodeIndex in products}):
-        matrix = graph.tensors[index]
-        buffer = model.buffers[matrix.buffer]
-        codes, scales = quantize(np.asarray(buffer.data).view(np.float32).reshape(matrix.shape))
-        buffer.data = pack(codes)
-        matrix.type = schema.TensorType.INT4
-        matrix.quantization = schema.QuantizationParametersT(
-            detailsType=schema.QuantizationDetails.BlockwiseQuantization,
-            details=schema.BlockwiseQuantizationT(add_scales(model, scales), -1, BLOCK))
-    return flatbuffer_utils.convert_object_to_bytearray(model)
-
-
-def add_scales(model, scales):
-    """Add scales [O, N] to a model as a constant, float16; return its index."""
-    from tensorflow.lite.python import schema_py_generated as schema
-    data = scales.astype(np.float16).view(np.uint8).reshape(-1)
-    model.buffers.append(schema.BufferT(data))
-    tensors = model.subgraphs[0].tensors
-    tensors.append(schema.TensorT(list(scales.shape), schema.TensorType.FLOAT16,
-                                  len(model.buffers) - 1, f'scales{len(tensors)}'))
-    return len(tensors) - 1
 
 
 def quantize(weights):
@@ -53,10 +24,13 @@ def quantize(weights):
     blocks = weights.reshape([-1, BLOCK])
     codes = np.empty(blocks.shape, np.int8)
     scales = np.empty(len(blocks), np.float32)
-    for first in range(0, len(blocks), CHUNK):
+
+    def quantize_chunk(first):
         chunk = slice(first, first + CHUNK)
         scales[chunk] = best_scales(blocks[chunk])
         codes[chunk] = encode(blocks[chunk], scales[chunk])
+    with ThreadPoolExecutor(runtime.processors()) as threads:
+        list(threads.map(quantize_chunk, range(0, len(blocks), CHUNK)))
     return codes.reshape(weights.shape), scales.reshape([len(weights), -1])
 
 

@@ -9,7 +9,7 @@ from gpt2.model_dir import parameter_count
 from gpt2.sampling.options import DTYPES, EngineOptions
 
 LARGE = 10**8  # parameters of a model that takes long enough for a hint
-CONVERTED_A_SECOND = 5 * 10**6  # parameters, about
+CONVERTED_A_SECOND = 10**7  # parameters, about
 
 
 def open_decoder(model_dir, engine='auto', dtype='float32'):
