@@ -10,11 +10,15 @@ Letters in the shape comments: O and I are the channels out of and into a produc
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 import model
 from gpt2.lite import int4
+
+try:
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+except ImportError:  # TensorFlow 1, which the lite engine does not run on
+    pass
 
 FINGERPRINT = 4  # numbers that tell one constant from another
 
